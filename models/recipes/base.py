@@ -1,0 +1,90 @@
+"""The contract between a recipe (what a system is), the trainer, the evaluation and the inference.
+
+A recipe module offers three names, and `models.recipes.RECIPES` lists the module:
+
+    Config   frozen keyword-only dataclass: every dimension of the system, plus vocab_size
+    SIZES    dict of name -> Config, at least `tiny` and `base`
+    build    build(config) -> System
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from models.batch import Batch, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOutput:
+    feature_BE: Tensor  # L2-normalised joint embedding
+    tokens_BND: Tensor | None  # what fusion attends to; None where a system has no fusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOutput:
+    feature_BE: Tensor  # L2-normalised joint embedding
+    states_BTD: Tensor | None  # text states that fusion continues from
+
+
+class Model(Protocol):
+    """The trained network: an nn.Module that DeepSpeed wraps. Pure: `forward` changes no state."""
+
+    def __call__(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
+        """Named scalar losses; the key `loss` is what is minimised, keys such as `itc` are for logs."""
+        ...
+
+    def encode_image(self, image_BCHW: Tensor) -> ImageOutput: ...
+
+    def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput: ...
+
+
+class FusionModel(Model, Protocol):
+    """A model that also matches a picture with a text token by token."""
+
+    def match(self, image_tokens_BND: Tensor, text_states_BTD: Tensor, text_mask_BT: Tensor) -> Tensor:
+        """ITM logits [B, 2]; index 1 is `matched`."""
+        ...
+
+    def mlm_logits(self, text_ids_BT: Tensor, text_mask_BT: Tensor, image_tokens_BND: Tensor) -> Tensor:
+        """Logits [B, T, V] for (masked) ids that see the picture."""
+        ...
+
+
+class System(Protocol):
+    """A model plus the state that lives outside the gradient: momentum teacher, queues.
+
+    One optimizer step of the trainer is
+
+        system.begin_step(context)                      # EMA of the teacher; nothing for CLIP
+        for each micro batch:
+            extras = system.prepare(batch, context)     # no gradient: teacher's forward, queue reads
+            losses = engine(batch, context, extras)     # student; losses["loss"] is back-propagated
+            system.after_micro_step(batch, extras)      # enqueue the gathered teacher features
+        optimizer step
+    """
+
+    model: nn.Module
+    config: Any
+
+    def begin_step(self, context: StepContext, student: nn.Module) -> None: ...
+
+    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]: ...
+
+    def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None: ...
+
+    def to(self, device: Any) -> None:
+        """Moves the state outside the model (teacher in fp32, queues)."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Teacher and queues, without the model: saved by the trainer beside the engine's state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+    def reset_teacher(self) -> None:
+        """Copies the student into the teacher: after weights were loaded into the model."""
+        ...

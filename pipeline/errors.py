@@ -1,0 +1,11 @@
+"""Errors that are part of the interface: what was wrong, the value, the fix."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """The user asked for something impossible: nothing was started. The command exits with 2."""
+
+
+class InputError(ValueError):
+    """An input cannot be read (truncated archive, corrupt shard): the unit fails, the others go on."""
