@@ -100,7 +100,9 @@ def _info(fs: fsspec.AbstractFileSystem, entry: dict[str, Any], *, url: str | No
         # nanoseconds: two writes within one second must differ
         mark = str(Path(name).stat().st_mtime_ns)
         return FileInfo(url or name, int(entry["size"] or 0), mark)
-    mark = str(entry.get("ETag") or entry.get("etag") or entry.get("LastModified") or entry.get("mtime") or "")
+    mark = str(
+        entry.get("ETag") or entry.get("etag") or entry.get("LastModified") or entry.get("mtime") or ""
+    )
     return FileInfo(url or fs.unstrip_protocol(name), int(entry.get("size") or 0), mark)
 
 
@@ -181,13 +183,8 @@ def remove(url: str) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a local file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(stream)
-
-
-def _sha(stream: IO[bytes]) -> str:
-    # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

@@ -75,11 +75,16 @@ def read_member(url: str, offset: int, size: int) -> bytes:
 def _members(url: str, *, with_data: bool) -> Iterator[tuple[str, str, int, int, bytes]]:
     try:
         # Indexing seeks over the data; reading streams, which never loops on a forged negative size.
-        with storage.open_read(url) as stream, tarfile.open(fileobj=stream, mode="r|" if with_data else "r:") as tar:
+        with (
+            storage.open_read(url) as stream,
+            tarfile.open(fileobj=stream, mode="r|" if with_data else "r:") as tar,
+        ):
             last = -1
             for member in tar:
                 if member.offset <= last:
-                    raise InputError(f"{url}: the tar's headers do not advance at byte {last}; the file is damaged")
+                    raise InputError(
+                        f"{url}: the tar's headers do not advance at byte {last}; the file is damaged"
+                    )
                 last = member.offset
                 if not member.isfile():
                     continue

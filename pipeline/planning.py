@@ -1,0 +1,119 @@
+"""Decides what a run has to do: which units are done, which are not, which must not be touched."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import manifest, storage
+from pipeline.errors import ConfigError
+from pipeline.manifest import Done
+from pipeline.shards.format import shard_name
+from pipeline.stage import Stage, Unit, semantic_config
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """units: all of them; todo: those of this run; stale: unit number -> manifests that a redo replaces."""
+
+    units: list[Unit]
+    todo: list[Unit]
+    stale: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return len(self.units) - len(self.todo)
+
+
+def make_plan(
+    stage: Stage,
+    output: str,
+    *,
+    overwrite: bool = False,
+    limit: int | None = None,
+    task: tuple[int, int] | None = None,
+) -> Plan:
+    """Plans a stage over its output folder.
+
+    Args:
+        overwrite: redo units whose manifest was made from another config or other inputs.
+        limit: only the first units, for a taste.
+        task: (i, n): only the units of number = i modulo n, for job arrays.
+
+    Raises:
+        ConfigError: a committed unit was made differently and `overwrite` is off.
+    """
+    planned = manifest.read_units(output)
+    units = stage.plan(planned)
+    if [(u.number, u.source) for u in planned] != [(u.number, u.source) for u in units]:
+        manifest.write_units(output, units)
+    standing = defaultdict(list)
+    for done in manifest.list_manifests(output):
+        standing[done.number].append(done)
+    names = {storage.basename(f.url) for f in storage.list_files(output)}
+    chosen = units[:limit] if limit is not None else units
+    if task is not None:
+        chosen = [u for u in chosen if u.number % task[1] == task[0]]
+    plan = Plan(units=chosen, todo=[])
+    for unit in chosen:
+        digest = unit.digest(stage)
+        files = {f"{stage.prefix}{shard_name(unit.number)}{s}" for s in stage.suffixes}
+        same = [d for d in standing[unit.number] if d.digest == digest]
+        if same and files <= names:
+            continue
+        if standing[unit.number] and not same and not overwrite:
+            _refuse_unless_allowed(stage, unit, standing[unit.number][-1], output)
+        plan.todo.append(unit)
+        plan.stale[unit.number] = [d.url for d in standing[unit.number]]
+    return plan
+
+
+def _refuse_unless_allowed(stage: Stage, unit: Unit, done: Done, output: str) -> None:
+    record = manifest.read(done)
+    differences = describe_difference(stage, unit, record)
+    if stage.redo_on_new_inputs and all(
+        d.startswith("inputs") or d.startswith("source") for d in differences
+    ):
+        return
+    raise ConfigError(
+        f"{output}: unit {shard_name(unit.number)} of stage {stage.name} was made differently: "
+        + "; ".join(differences)
+        + ". Pass --overwrite to redo such units, or choose another --output"
+    )
+
+
+def describe_difference(stage: Stage, unit: Unit, record: dict[str, Any]) -> list[str]:
+    """What differs between a manifest and what the unit would be made from now, one phrase each."""
+    found = []
+    if record["stage"] != stage.name:
+        found.append(f"it is output of stage {record['stage']}")
+    if record["version"] != stage.version:
+        found.append(f"stage version {record['version']} -> {stage.version}")
+    found += list(compare(record["config"], _plain(semantic_config(stage.config))))
+    if record["source"] != _plain(dict(unit.source)):
+        found.append(f"source {json.dumps(record['source'])} -> {json.dumps(unit.source)}")
+    before = [i["fingerprint"] for i in record["inputs"]]
+    now = [i.fingerprint for i in unit.inputs]
+    if before != now:
+        changed = [i["name"] for i in record["inputs"] if i["fingerprint"] not in now]
+        found.append(f"inputs changed ({', '.join(changed[:3]) or 'added or removed'})")
+    return found or ["the digest alone differs"]
+
+
+def compare(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Sequence[str]:
+    """Differences of two configs as `name old -> new`."""
+    found: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += compare(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {json.dumps(old)} -> {json.dumps(new)}")
+    return found
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value))
