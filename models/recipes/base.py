@@ -88,3 +88,35 @@ class System(Protocol):
     def reset_teacher(self) -> None:
         """Copies the student into the teacher: after weights were loaded into the model."""
         ...
+
+
+class StatelessSystem:
+    """A system whose weights are all it has: nothing to prepare, to update or to save beside them."""
+
+    def __init__(self, *, model: nn.Module, config: Any) -> None:
+        self.model = model
+        self.config = config
+
+    def begin_step(self, context: StepContext, student: nn.Module) -> None:
+        pass
+
+    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]:
+        return {}
+
+    def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None:
+        pass
+
+    def to(self, device: Any) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state:
+            raise ValueError(
+                f"this system keeps no state, but {len(state)} tensors were given: {sorted(state)[:3]}"
+            )
+
+    def reset_teacher(self) -> None:
+        pass

@@ -1,0 +1,325 @@
+"""ALBEF: align before fuse (Li et al., arXiv 2107.07651).
+
+Blocks      pre-norm ViT; one post-norm BERT whose first half reads the text alone and whose second half
+            lets the text ask the image tokens; a projection with bias on each [CLS]; a matching head on
+            the fused [CLS]; BERT's word predictor tied to the word embedding.
+Objectives  ITC against the momentum teacher's features of the batch and of a queue, with soft targets;
+            ITM with hard negatives; MLM with the picture, soft targets too. Summed unweighted.
+State       the momentum teacher (0.995) and the queue, in `AlbefSystem`.
+Sizes       `base` is the paper's (ViT-B/16 at 256 px, BERT-base, queue 65536); `tiny` learns small
+            pictures on two CPU cores.
+
+The student encodes each picture once and its text half reads clean and masked captions in one pass. The
+fusion half takes matched pairs, both kinds of negatives and the masked captions in one pass of 4B rows,
+with keys and values projected once per picture.
+
+Deviations from the paper and its code
+- Positives go by picture, in the contrast, the queue and the choice of negatives; the code masks the
+  diagonal only in pre-training.
+- Teacher features of all ranks are keys, not only the local batch's (equal on one process).
+- The queue starts empty instead of full of random vectors.
+- The constant in the choice of negatives is added after the softmax; a row without a negative is left out.
+- No dropout in BERT (the code: 0.1), so that a step depends on its seed alone.
+- Weights start at random here; the paper starts from DeiT and BERT-base, which may be loaded.
+- The temperature is bounded in the forward pass instead of being clamped in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.batch import Batch, StepContext
+from models.blocks.block import BlockConfig
+from models.blocks.bounded import bounded
+from models.blocks.embedders import BertEmbedder
+from models.blocks.initialise import init_bert_, init_vit_
+from models.blocks.text import BertEncoder, MlmHead
+from models.blocks.vision import VisionTransformer
+from models.objectives.gather import gather
+from models.objectives.itc import Keys, queue_itc, similarity
+from models.objectives.itm import draw_negatives, itm_loss
+from models.objectives.mlm import MaskedText, mask_tokens, mlm_loss
+from models.objectives.momentum import MomentumTeacher
+from models.objectives.queue import FeatureQueue
+from models.recipes.base import ImageOutput, TextOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every dimension of an ALBEF; the defaults are the paper's pre-training.
+
+    Attributes:
+        image_size: Side of the square pictures, in pixels.
+        patch_size: Side of a patch, in pixels.
+        vision_width: Width of the image tower.
+        vision_depth: Blocks of the image tower.
+        vision_heads: Attention heads of the image tower.
+        text_width: Width of the BERT.
+        text_depth: Layers of the BERT, fusion layers included.
+        fusion_start: First layer with cross-attention; the layers before it see text only.
+        text_heads: Attention heads of the BERT.
+        mlp_ratio: Inner width of the feed-forward networks over the width.
+        embed_dim: Width of the joint embedding.
+        vocab_size: Entries of the tokenizer.
+        pad_id: Token id of padding.
+        cls_id: Token id that opens a text; never masked.
+        mask_id: Token id that stands for a masked word.
+        max_text_length: Tokens of a text, special tokens included.
+        text_positions: Rows of the position table, at least max_text_length.
+        mlm_probability: Share of the tokens that are masked.
+        queue_size: Pairs in the queue; 0 for none.
+        momentum: Momentum of the teacher.
+        alpha: Weight of the teacher's soft targets; 0 for none.
+        alpha_warmup: Epochs over which alpha rises from 0.
+        temperature: Initial temperature of the contrast.
+        gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
+    """
+
+    image_size: int = 256
+    patch_size: int = 16
+    vision_width: int = 768
+    vision_depth: int = 12
+    vision_heads: int = 12
+    text_width: int = 768
+    text_depth: int = 12
+    fusion_start: int = 6
+    text_heads: int = 12
+    mlp_ratio: int = 4
+    embed_dim: int = 256
+    vocab_size: int = 30522
+    pad_id: int = 0
+    cls_id: int = 101
+    mask_id: int = 103
+    max_text_length: int = 25
+    text_positions: int = 512
+    mlm_probability: float = 0.15
+    queue_size: int = 65536
+    momentum: float = 0.995
+    alpha: float = 0.4
+    alpha_warmup: float = 1.0
+    temperature: float = 0.07
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_text_length > self.text_positions:
+            raise ValueError(
+                f"max_text_length {self.max_text_length} exceeds text_positions {self.text_positions}; "
+                "raise text_positions or shorten the texts"
+            )
+        for name in ("pad_id", "cls_id", "mask_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} lies outside vocab_size {self.vocab_size}; "
+                    "take both from the tokenizer"
+                )
+
+
+SIZES: dict[str, Config] = {
+    "tiny": Config(
+        image_size=64, patch_size=8, vision_width=128, vision_depth=4, vision_heads=4,
+        text_width=128, text_depth=4, fusion_start=2, text_heads=4, embed_dim=128,
+        vocab_size=2048, cls_id=2, mask_id=4, max_text_length=32, text_positions=64, queue_size=1024,
+    ),
+    "base": Config(),
+}  # fmt: skip
+
+VISION_EPS, BERT_EPS = 1e-6, 1e-12
+TEMPERATURE_BOUNDS = (0.001, 0.5)
+
+
+class AlbefModel(nn.Module):
+    """The network. Its teacher is a copy of the whole; there the matching head is idle."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(
+            BlockConfig(
+                width=config.vision_width, heads=config.vision_heads,
+                hidden=config.mlp_ratio * config.vision_width, eps=VISION_EPS,
+            ),
+            image_size=config.image_size, patch_size=config.patch_size, depth=config.vision_depth,
+            recompute=config.gradient_checkpointing,
+        )  # fmt: skip
+        self.text = BertEncoder(
+            BlockConfig(
+                width=config.text_width, heads=config.text_heads, hidden=config.mlp_ratio * config.text_width,
+                norm="post", eps=BERT_EPS, fused_qkv=False,
+            ),
+            embedder=BertEmbedder(
+                vocab_size=config.vocab_size, positions=config.text_positions, token_types=2,
+                width=config.text_width, pad_id=config.pad_id, eps=BERT_EPS,
+            ),
+            depth=config.text_depth, split=config.fusion_start, memory_width=config.vision_width,
+            recompute=config.gradient_checkpointing,
+        )  # fmt: skip
+        self.mlm_head = MlmHead(config.text_width, config.vocab_size, eps=BERT_EPS)
+        self.image_projection = nn.Linear(config.vision_width, config.embed_dim)
+        self.text_projection = nn.Linear(config.text_width, config.embed_dim)
+        self.itm_head = nn.Linear(config.text_width, 2)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        init_vit_(self.vision)
+        init_bert_(self.text)
+        init_bert_(self.mlm_head)
+
+    def encode_image(self, image_BCHW: Tensor) -> ImageOutput:
+        tokens_BND = self.vision(image_BCHW)
+        return ImageOutput(feature_BE=self._feature(self.image_projection, tokens_BND), tokens_BND=tokens_BND)
+
+    def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
+        states_BTD = self.text.encode(text_ids_BT, text_mask_BT)
+        return TextOutput(feature_BE=self._feature(self.text_projection, states_BTD), states_BTD=states_BTD)
+
+    def match(
+        self,
+        image_tokens_BND: Tensor,
+        text_states_BTD: Tensor,
+        text_mask_BT: Tensor,
+        *,
+        rows_B: Tensor | None = None,
+    ) -> Tensor:
+        """ITM logits [B, 2]; with `rows_B`, text i looks at picture rows_B[i] (few pictures, many texts)."""
+        fused_BTD = self.text.fuse(text_states_BTD, text_mask_BT, image_tokens_BND, rows_B=rows_B)
+        return self.itm_head(fused_BTD[:, 0])
+
+    def mlm_logits(self, text_ids_BT: Tensor, text_mask_BT: Tensor, image_tokens_BND: Tensor) -> Tensor:
+        states_BTD = self.text.encode(text_ids_BT, text_mask_BT)
+        return self._words(self.text.fuse(states_BTD, text_mask_BT, image_tokens_BND))
+
+    def forward(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
+        """The three losses; `extras` is what `AlbefSystem.prepare` returned for this batch."""
+        masked: MaskedText = extras["masked"]
+        low, high = TEMPERATURE_BOUNDS
+        temperature = bounded(self.temperature, low=low, high=high)
+
+        image = self.encode_image(batch.image_BCHW)
+        text_mask_2BT = batch.text_mask_BT.repeat(2, 1)
+        states_2BTD = self.text.encode(torch.cat([batch.text_ids_BT, masked.ids_BT]), text_mask_2BT)
+        clean_BTD, holes_BTD = states_2BTD.chunk(2)
+        text_BE = self._feature(self.text_projection, clean_BTD)
+
+        itc = queue_itc(
+            image.feature_BE, text_BE, batch.image_id_B,
+            teacher_image_BE=extras["teacher_image_BE"], teacher_text_BE=extras["teacher_text_BE"],
+            keys=extras["keys"], temperature=temperature, alpha=extras["alpha"],
+        )  # fmt: skip
+
+        with torch.no_grad():
+            image_to_text_BB = similarity(image.feature_BE, extras["teacher_text_BE"]) / temperature
+            text_to_image_BB = similarity(text_BE, extras["teacher_image_BE"]) / temperature
+        no_text = draw_negatives(image_to_text_BB, batch.image_id_B, generator=context.generator("itm text"))
+        no_image = draw_negatives(
+            text_to_image_BB, batch.image_id_B, generator=context.generator("itm image")
+        )
+
+        # One fusion pass: [matched | negative picture | negative text | masked text with its picture].
+        own_B = torch.arange(len(batch), device=clean_BTD.device)
+        mask_BT = batch.text_mask_BT
+        fused_4BTD = self.text.fuse(
+            torch.cat([clean_BTD, clean_BTD, clean_BTD[no_text.index_B], holes_BTD]),
+            torch.cat([mask_BT, mask_BT, mask_BT[no_text.index_B], mask_BT]),
+            image.tokens_BND,
+            rows_B=torch.cat([own_B, no_image.index_B, own_B, own_B]),
+        )
+        pairs_3BTD, holes_BTD = fused_4BTD.split([3 * len(batch), len(batch)])
+        itm = itm_loss(
+            self.itm_head(pairs_3BTD[:, 0]), no_image_B=~no_image.valid_B, no_text_B=~no_text.valid_B
+        )
+        mlm = mlm_loss(
+            self._words(holes_BTD[masked.masked_BT]), masked.target_X,
+            soft_XV=extras["soft_XV"], alpha=extras["alpha"],
+        )  # fmt: skip
+        parts = {"itc": itc, "itm": itm, "mlm": mlm, "temperature": temperature}
+        return {"loss": itc + itm + mlm} | {name: value.detach() for name, value in parts.items()}
+
+    def word_probabilities(
+        self, masked: MaskedText, text_mask_BT: Tensor, image_tokens_BND: Tensor
+    ) -> Tensor:
+        """The teacher's soft targets [X, V] at the masked positions."""
+        states_BTD = self.text.encode(masked.ids_BT, text_mask_BT)
+        fused_BTD = self.text.fuse(states_BTD, text_mask_BT, image_tokens_BND)
+        return F.softmax(self._words(fused_BTD[masked.masked_BT]).float(), dim=-1)
+
+    def _words(self, states_XD: Tensor) -> Tensor:
+        return self.mlm_head(states_XD, self.text.embed.word.weight)
+
+    @staticmethod
+    def _feature(projection: nn.Linear, states_BTD: Tensor) -> Tensor:
+        return F.normalize(projection(states_BTD[:, 0]).float(), dim=-1)
+
+
+class AlbefSystem:
+    """The model, its teacher and its queue; the trainer's order of calls stands in `recipes.base.System`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.model = AlbefModel(config)
+        self.teacher = MomentumTeacher(self.model)
+        self.queue = FeatureQueue(config.queue_size, config.embed_dim)
+
+    def begin_step(self, context: StepContext, student: nn.Module) -> None:
+        self.teacher.update(student, momentum=self.config.momentum)
+
+    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]:
+        """Masked texts, the teacher's features and word probabilities, the keys, and alpha; no gradient."""
+        config = self.config
+        alpha = alpha_at(context, config)
+        masked = mask_tokens(
+            batch.text_ids_BT, batch.text_mask_BT, generator=context.generator("mlm"),
+            probability=config.mlm_probability, mask_id=config.mask_id, vocab_size=config.vocab_size,
+            keep_ids=(config.pad_id, config.cls_id),
+        )  # fmt: skip
+        with self.teacher.inference(self.model.itm_head.weight.dtype) as teacher:
+            image = teacher.encode_image(batch.image_BCHW)
+            text = teacher.encode_text(batch.text_ids_BT, batch.text_mask_BT)
+            soft_XV = None
+            if config.alpha > 0:
+                soft_XV = teacher.word_probabilities(masked, batch.text_mask_BT, image.tokens_BND)
+        batch_keys = [gather(x) for x in (image.feature_BE, text.feature_BE, batch.image_id_B)]
+        keys = [torch.cat([ours, past]) for ours, past in zip(batch_keys, self.queue.read(), strict=True)]
+        return {
+            "alpha": alpha,
+            "masked": masked,
+            "soft_XV": soft_XV,
+            "teacher_image_BE": image.feature_BE,
+            "teacher_text_BE": text.feature_BE,
+            "batch_keys": batch_keys,
+            "keys": Keys(image_KE=keys[0], text_KE=keys[1], id_K=keys[2]),
+        }
+
+    def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None:
+        self.queue.enqueue(*extras["batch_keys"])
+
+    def to(self, device: Any) -> None:
+        self.teacher.to(device)
+        self.queue.to(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        teacher = {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+        return teacher | {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+        self.teacher.load_state_dict(part("teacher."))
+        self.queue.load_state_dict(part("queue."))
+
+    def reset_teacher(self) -> None:
+        self.teacher.reset(self.model)
+
+
+def alpha_at(context: StepContext, config: Config) -> float:
+    """The weight of soft targets: rises linearly over `alpha_warmup` epochs, then stays."""
+    ramp = config.alpha_warmup * context.epoch_steps
+    return config.alpha * (min(1.0, context.step / ramp) if ramp > 0 else 1.0)
+
+
+def build(config: Config) -> AlbefSystem:
+    """A fresh ALBEF; seed torch before."""
+    return AlbefSystem(config)
