@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -77,11 +77,10 @@ class TransformerBlock(nn.Module):
             x_BTD, self.attention_norm, lambda y: self.attention(y, mask=mask, causal=causal)
         )
         if memory_MND is not None:
-            assert self.cross_attention is not None and self.cross_norm is not None, (
-                "block has no memory_width"
-            )
-            cross = self.cross_attention
-            x_BTD = self._residual(x_BTD, self.cross_norm, lambda y: cross(y, memory_MND, rows_B=rows_B))
+            cross, norm = self.cross_attention, self.cross_norm
+            assert cross is not None, "a memory was given to a block built without memory_width"
+            assert norm is not None
+            x_BTD = self._residual(x_BTD, norm, lambda y: cross(y, memory_MND, rows_B=rows_B))
         return self._residual(x_BTD, self.feed_forward_norm, self.feed_forward)
 
     def _residual(self, x_BTD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -101,7 +100,7 @@ def run_blocks(
     rows_B: Tensor | None = None,
 ) -> Tensor:
     """The blocks one after another; `recompute` trades a second forward for the memory of activations."""
-    options = {"mask": mask, "causal": causal, "memory_MND": memory_MND, "rows_B": rows_B}
+    options: dict[str, Any] = {"mask": mask, "causal": causal, "memory_MND": memory_MND, "rows_B": rows_B}
     for block in blocks:
         if recompute and x_BTD.requires_grad:
             x_BTD = checkpoint(block, x_BTD, use_reentrant=False, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from models.blocks.block import TransformerBlock
 from models.blocks.text import CausalTextTower
 from models.blocks.vision import VisionTransformer
 
@@ -35,16 +36,13 @@ def init_clip_(tower: VisionTransformer | CausalTextTower) -> None:
     width, depth = tower.norm.normalized_shape[0], len(tower.blocks)
     inner, ending = width**-0.5, width**-0.5 * (2 * depth) ** -0.5
     for block in tower.blocks:
-        nn.init.normal_(block.attention.qkv.weight, std=inner)
-        nn.init.normal_(block.attention.out.weight, std=ending)
-        nn.init.normal_(block.feed_forward.up.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(block.feed_forward.down.weight, std=ending)
-        for part in (
-            block.attention.qkv,
-            block.attention.out,
-            block.feed_forward.up,
-            block.feed_forward.down,
-        ):
+        assert isinstance(block, TransformerBlock)
+        attention, feed_forward = block.attention, block.feed_forward
+        nn.init.normal_(attention.qkv.weight, std=inner)
+        nn.init.normal_(attention.out.weight, std=ending)
+        nn.init.normal_(feed_forward.up.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(feed_forward.down.weight, std=ending)
+        for part in (attention.qkv, attention.out, feed_forward.up, feed_forward.down):
             nn.init.zeros_(part.bias)
     if isinstance(tower, VisionTransformer):
         nn.init.normal_(tower.embed.cls, std=inner)

@@ -25,7 +25,7 @@ from models.objectives.gather import gather, gather_with_grad
 class Keys:
     """What the rows are compared with: unit features and the id of the picture behind each.
 
-    The global batch stands first. An id of -1 is a picture unknown: never a positive.
+    The global batch is among them, so that every row has a positive.
     """
 
     image_KE: Tensor

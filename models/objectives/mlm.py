@@ -20,13 +20,17 @@ class MaskedText:
     """Texts with holes.
 
     ids_BT: what the model reads.
-    masked_BT: True at the positions to be predicted.
-    target_X: the true ids there, in row-major order, as `states_BTD[masked_BT]` gives them.
+    index_X: the positions to be predicted, counted through the rows of [B, T].
+    target_X: the true ids there.
     """
 
     ids_BT: Tensor
-    masked_BT: Tensor
+    index_X: Tensor
     target_X: Tensor
+
+    def pick(self, states_BTD: Tensor) -> Tensor:
+        """The states [X, D] at the masked positions."""
+        return states_BTD.flatten(0, 1).index_select(0, self.index_X)
 
 
 def mask_tokens(
@@ -51,7 +55,8 @@ def mask_tokens(
     masked_BT = chosen_BT.to(device) & mask_BT.bool() & ~kept_BT
     read_BT = torch.where(masked_BT & (kind_BT < 0.8), mask_id, ids_BT)
     read_BT = torch.where(masked_BT & (kind_BT >= 0.9), random_BT, read_BT)
-    return MaskedText(ids_BT=read_BT, masked_BT=masked_BT, target_X=ids_BT[masked_BT])
+    index_X = masked_BT.flatten().nonzero().squeeze(1)  # the step's one wait for the device
+    return MaskedText(ids_BT=read_BT, index_X=index_X, target_X=ids_BT.flatten()[index_X])
 
 
 def mlm_loss(

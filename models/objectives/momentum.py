@@ -11,20 +11,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-class MomentumTeacher:
+
+class MomentumTeacher(Generic[ModuleT]):
     """A float32 average of a student module.
 
     `module` is the averaged network, ready to be called inside `inference()`.
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        self.module = copy.deepcopy(student).float().eval().requires_grad_(False)
+    def __init__(self, student: ModuleT) -> None:
+        self.module: ModuleT = copy.deepcopy(student).float().eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module, *, momentum: float) -> None:
@@ -42,7 +44,7 @@ class MomentumTeacher:
         torch._foreach_copy_(teacher, online)
 
     @contextmanager
-    def inference(self, dtype: torch.dtype) -> Iterator[nn.Module]:
+    def inference(self, dtype: torch.dtype) -> Iterator[ModuleT]:
         """The module without gradient, its matrix products in `dtype`."""
         device = next(self.module.parameters()).device
         lower = dtype in (torch.bfloat16, torch.float16)
@@ -61,7 +63,8 @@ class MomentumTeacher:
     def _pairs(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Teacher and student weights in one order, the student's as float32 on the teacher's device."""
         theirs = dict(student.named_parameters())
-        teacher, online = [], []
+        teacher: list[Tensor] = []
+        online: list[Tensor] = []
         for name, weight in self.module.named_parameters():
             if name not in theirs:
                 raise ValueError(
@@ -70,7 +73,8 @@ class MomentumTeacher:
             other = theirs[name]
             if other.shape != weight.shape:
                 raise ValueError(
-                    f"student weight {name} has shape {tuple(other.shape)}, the teacher's {tuple(weight.shape)}; "
+                    f"student weight {name} has shape {tuple(other.shape)}, "
+                    f"the teacher's {tuple(weight.shape)}; "
                     "a momentum teacher needs whole weights: use zero.stage 0, 1 or 2"
                 )
             teacher.append(weight)

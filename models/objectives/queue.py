@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The id of a key whose picture is not known (a queue from a published checkpoint): never a positive.
+UNKNOWN_ID = torch.iinfo(torch.int64).min
+
 
 class FeatureQueue:
     """Unit features of pictures and texts with the ids of the pictures; a length of 0 switches it off."""
@@ -24,7 +27,7 @@ class FeatureQueue:
         self.length = length
         self.image_QE = torch.zeros(length, width)
         self.text_QE = torch.zeros(length, width)
-        self.id_Q = torch.full((length,), -1, dtype=torch.int64)
+        self.id_Q = torch.full((length,), UNKNOWN_ID, dtype=torch.int64)
         self.cursor = 0
         self.filled = 0
 
@@ -63,7 +66,7 @@ class FeatureQueue:
         """Raises ValueError when the saved queue has another length or width."""
         if state["image"].shape != self.image_QE.shape:
             raise ValueError(
-                f"saved queue of shape {tuple(state['image'].shape)} does not fit {tuple(self.image_QE.shape)}; "
+                f"saved queue of shape {tuple(state['image'].shape)}, expected {tuple(self.image_QE.shape)}; "
                 "keep queue_size and the embedding width of the run that is resumed"
             )
         self.image_QE.copy_(state["image"])

@@ -167,13 +167,25 @@ class AlbefModel(nn.Module):
         init_bert_(self.text)
         init_bert_(self.mlm_head)
 
+    def image_feature(self, tokens_BND: Tensor) -> Tensor:
+        """The unit joint embedding [B, E], float32, of the pictures' [CLS]."""
+        return F.normalize(self.image_projection(tokens_BND[:, 0]).float(), dim=-1)
+
+    def text_feature(self, states_BTD: Tensor) -> Tensor:
+        """The unit joint embedding [B, E], float32, of the texts' [CLS] after the text half."""
+        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+
+    def words(self, states_XD: Tensor) -> Tensor:
+        """Word logits [..., V] of fused states [..., D]."""
+        return self.mlm_head(states_XD, self.text.embed.word.weight)
+
     def encode_image(self, image_BCHW: Tensor) -> ImageOutput:
         tokens_BND = self.vision(image_BCHW)
-        return ImageOutput(feature_BE=self._feature(self.image_projection, tokens_BND), tokens_BND=tokens_BND)
+        return ImageOutput(feature_BE=self.image_feature(tokens_BND), tokens_BND=tokens_BND)
 
     def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
         states_BTD = self.text.encode(text_ids_BT, text_mask_BT)
-        return TextOutput(feature_BE=self._feature(self.text_projection, states_BTD), states_BTD=states_BTD)
+        return TextOutput(feature_BE=self.text_feature(states_BTD), states_BTD=states_BTD)
 
     def match(
         self,
@@ -189,68 +201,69 @@ class AlbefModel(nn.Module):
 
     def mlm_logits(self, text_ids_BT: Tensor, text_mask_BT: Tensor, image_tokens_BND: Tensor) -> Tensor:
         states_BTD = self.text.encode(text_ids_BT, text_mask_BT)
-        return self._words(self.text.fuse(states_BTD, text_mask_BT, image_tokens_BND))
+        return self.words(self.text.fuse(states_BTD, text_mask_BT, image_tokens_BND))
 
     def forward(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
         """The three losses; `extras` is what `AlbefSystem.prepare` returned for this batch."""
-        masked: MaskedText = extras["masked"]
         low, high = TEMPERATURE_BOUNDS
         temperature = bounded(self.temperature, low=low, high=high)
+        masked: MaskedText = extras["masked"]
 
-        image = self.encode_image(batch.image_BCHW)
-        text_mask_2BT = batch.text_mask_BT.repeat(2, 1)
-        states_2BTD = self.text.encode(torch.cat([batch.text_ids_BT, masked.ids_BT]), text_mask_2BT)
-        clean_BTD, holes_BTD = states_2BTD.chunk(2)
-        text_BE = self._feature(self.text_projection, clean_BTD)
+        image_BND = self.vision(batch.image_BCHW)
+        text_ids_2BT = torch.cat([batch.text_ids_BT, masked.ids_BT])
+        clean_BTD, holes_BTD = self.text.encode(text_ids_2BT, batch.text_mask_BT.repeat(2, 1)).chunk(2)
+        image_BE, text_BE = self.image_feature(image_BND), self.text_feature(clean_BTD)
 
         itc = queue_itc(
-            image.feature_BE, text_BE, batch.image_id_B,
-            teacher_image_BE=extras["teacher_image_BE"], teacher_text_BE=extras["teacher_text_BE"],
-            keys=extras["keys"], temperature=temperature, alpha=extras["alpha"],
-        )  # fmt: skip
-
+            image_BE,
+            text_BE,
+            batch.image_id_B,
+            teacher_image_BE=extras["teacher_image_BE"],
+            teacher_text_BE=extras["teacher_text_BE"],
+            keys=extras["keys"],
+            temperature=temperature,
+            alpha=extras["alpha"],
+        )
         with torch.no_grad():
-            image_to_text_BB = similarity(image.feature_BE, extras["teacher_text_BE"]) / temperature
+            image_to_text_BB = similarity(image_BE, extras["teacher_text_BE"]) / temperature
             text_to_image_BB = similarity(text_BE, extras["teacher_image_BE"]) / temperature
-        no_text = draw_negatives(image_to_text_BB, batch.image_id_B, generator=context.generator("itm text"))
-        no_image = draw_negatives(
-            text_to_image_BB, batch.image_id_B, generator=context.generator("itm image")
-        )
+        ids_B = batch.image_id_B
+        no_text = draw_negatives(image_to_text_BB, ids_B, generator=context.generator("itm text"))
+        no_image = draw_negatives(text_to_image_BB, ids_B, generator=context.generator("itm image"))
 
-        # One fusion pass: [matched | negative picture | negative text | masked text with its picture].
-        own_B = torch.arange(len(batch), device=clean_BTD.device)
-        mask_BT = batch.text_mask_BT
-        fused_4BTD = self.text.fuse(
-            torch.cat([clean_BTD, clean_BTD, clean_BTD[no_text.index_B], holes_BTD]),
-            torch.cat([mask_BT, mask_BT, mask_BT[no_text.index_B], mask_BT]),
-            image.tokens_BND,
-            rows_B=torch.cat([own_B, no_image.index_B, own_B, own_B]),
+        pairs_3BTD, filled_BTD = self._fuse(
+            image_BND, clean_BTD, holes_BTD, batch.text_mask_BT, no_image.index_B, no_text.index_B
         )
-        pairs_3BTD, holes_BTD = fused_4BTD.split([3 * len(batch), len(batch)])
         itm = itm_loss(
             self.itm_head(pairs_3BTD[:, 0]), no_image_B=~no_image.valid_B, no_text_B=~no_text.valid_B
         )
-        mlm = mlm_loss(
-            self._words(holes_BTD[masked.masked_BT]), masked.target_X,
-            soft_XV=extras["soft_XV"], alpha=extras["alpha"],
-        )  # fmt: skip
+        word_logits_XV = self.words(masked.pick(filled_BTD))
+        mlm = mlm_loss(word_logits_XV, masked.target_X, soft_XV=extras["soft_XV"], alpha=extras["alpha"])
+
         parts = {"itc": itc, "itm": itm, "mlm": mlm, "temperature": temperature}
         return {"loss": itc + itm + mlm} | {name: value.detach() for name, value in parts.items()}
 
-    def word_probabilities(
-        self, masked: MaskedText, text_mask_BT: Tensor, image_tokens_BND: Tensor
-    ) -> Tensor:
-        """The teacher's soft targets [X, V] at the masked positions."""
-        states_BTD = self.text.encode(masked.ids_BT, text_mask_BT)
-        fused_BTD = self.text.fuse(states_BTD, text_mask_BT, image_tokens_BND)
-        return F.softmax(self._words(fused_BTD[masked.masked_BT]).float(), dim=-1)
+    def _fuse(
+        self,
+        image_BND: Tensor,
+        clean_BTD: Tensor,
+        holes_BTD: Tensor,
+        mask_BT: Tensor,
+        no_image_B: Tensor,
+        no_text_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One fusion pass over [matched | negative picture | negative text | masked text with its picture].
 
-    def _words(self, states_XD: Tensor) -> Tensor:
-        return self.mlm_head(states_XD, self.text.embed.word.weight)
-
-    @staticmethod
-    def _feature(projection: nn.Linear, states_BTD: Tensor) -> Tensor:
-        return F.normalize(projection(states_BTD[:, 0]).float(), dim=-1)
+        Returns the states of the first three groups and those of the last.
+        """
+        own_B = torch.arange(len(image_BND), device=image_BND.device)
+        fused_4BTD = self.text.fuse(
+            torch.cat([clean_BTD, clean_BTD, clean_BTD[no_text_B], holes_BTD]),
+            torch.cat([mask_BT, mask_BT, mask_BT[no_text_B], mask_BT]),
+            image_BND,
+            rows_B=torch.cat([own_B, no_image_B, own_B, own_B]),
+        )
+        return fused_4BTD[: 3 * len(own_B)], fused_4BTD[3 * len(own_B) :]
 
 
 class AlbefSystem:
@@ -274,20 +287,23 @@ class AlbefSystem:
             probability=config.mlm_probability, mask_id=config.mask_id, vocab_size=config.vocab_size,
             keep_ids=(config.pad_id, config.cls_id),
         )  # fmt: skip
+        soft_XV = None
         with self.teacher.inference(self.model.itm_head.weight.dtype) as teacher:
-            image = teacher.encode_image(batch.image_BCHW)
-            text = teacher.encode_text(batch.text_ids_BT, batch.text_mask_BT)
-            soft_XV = None
+            image_BND = teacher.vision(batch.image_BCHW)
+            clean_BTD = teacher.text.encode(batch.text_ids_BT, batch.text_mask_BT)
+            image_BE, text_BE = teacher.image_feature(image_BND), teacher.text_feature(clean_BTD)
             if config.alpha > 0:
-                soft_XV = teacher.word_probabilities(masked, batch.text_mask_BT, image.tokens_BND)
-        batch_keys = [gather(x) for x in (image.feature_BE, text.feature_BE, batch.image_id_B)]
+                holes_BTD = teacher.text.encode(masked.ids_BT, batch.text_mask_BT)
+                filled_BTD = teacher.text.fuse(holes_BTD, batch.text_mask_BT, image_BND)
+                soft_XV = F.softmax(teacher.words(masked.pick(filled_BTD)).float(), dim=-1)
+        batch_keys = [gather(x) for x in (image_BE, text_BE, batch.image_id_B)]
         keys = [torch.cat([ours, past]) for ours, past in zip(batch_keys, self.queue.read(), strict=True)]
         return {
             "alpha": alpha,
             "masked": masked,
             "soft_XV": soft_XV,
-            "teacher_image_BE": image.feature_BE,
-            "teacher_text_BE": text.feature_BE,
+            "teacher_image_BE": image_BE,
+            "teacher_text_BE": text_BE,
             "batch_keys": batch_keys,
             "keys": Keys(image_KE=keys[0], text_KE=keys[1], id_K=keys[2]),
         }
