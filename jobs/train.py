@@ -1,0 +1,79 @@
+"""`pairmill train --config x.yaml --zero.stage 2 --processes 2`: trains a recipe on shards.
+
+Starts its own processes on this machine; under torchrun (WORLD_SIZE is set) it is one of them. A run that
+is finished is recognised without importing torch. Exit codes: 0 done, 1 failed, 2 bad configuration, 75
+stopped by a signal or a STOP file, saved, start again to go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from models.training import config as train_config
+from models.training.config import TrainConfig
+from models.training.launch import launch
+from models.training.rundir import prepare_run
+from models.training.stopping import EXIT_DONE
+from models.training.table import find_shards
+from pipeline import manifest, storage
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, *, overwrite: bool = False) -> int:
+    """Trains to the end, or goes on from the last checkpoint; returns the exit code.
+
+    Args:
+        overwrite: where the run folder holds a run of another configuration, start it anew.
+
+    Raises:
+        ConfigError: an impossible option, no shards, or a run folder of another configuration.
+    """
+    main = os.environ.get("RANK", "0") == "0"
+    try:
+        train_config.check(config)
+        if main:
+            inputs = shard_fingerprints(config.shards)
+            if prepare_run(config, inputs=inputs, overwrite=overwrite):
+                log.info("train: %s is finished already, nothing to do", config.output)
+                return EXIT_DONE
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if "WORLD_SIZE" in os.environ:
+        from models.training.worker import train_here
+
+        return train_here(config)
+    return launch(config)
+
+
+def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:
+    """One mark of the content per shard: from our manifests where there are some, so that a shard redone to
+    the same bytes is the same input; otherwise name, size and time of change.
+
+    Raises:
+        ValueError: no shards there.
+    """
+    found = find_shards(shards)
+    known: dict[str, dict[str, str]] = {}
+    marks = []
+    for url in found:
+        folder = os.path.dirname(url) or "."
+        if folder not in known:
+            known[folder] = {f"{d.number:08d}.tar": d.content for d in manifest.list_manifests(folder)}
+        name = storage.basename(url)
+        content = known[folder].get(name)
+        if content is None:
+            info = next(iter(storage.find(url)))
+            content = f"{info.size}-{info.mark}"
+        marks.append(f"{name}:{content}")
+    return marks
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

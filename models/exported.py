@@ -1,0 +1,136 @@
+"""The model folder that training writes and everything else reads.
+
+    model.safetensors   the weights (float32), each once: tied weights are listed in config.json
+    config.json         recipe, size, every dimension, picture normalisation, text length, training step
+    tokenizer/          a tokenizer folder
+
+Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.images import ImageTransform
+from models.recipes import RECIPES
+from models.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedConfig:
+    """What config.json says. `model` holds the recipe's whole Config as JSON values."""
+
+    recipe: str
+    size: str
+    model: dict[str, Any]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    max_text_tokens: int
+    training: dict[str, Any]
+
+    @property
+    def transform(self) -> ImageTransform:
+        """How a picture is prepared outside training."""
+        return ImageTransform(size=self.model["image_size"], mean=self.image_mean, std=self.image_std)
+
+
+def write_exported(folder: Path, *, model: nn.Module, config: ExportedConfig, tokenizer: Tokenizer) -> None:
+    """Writes the folder atomically; an older one is replaced."""
+    temp = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir(parents=True)
+    weights, tied = unique_weights(model)
+    save_file(weights, temp / WEIGHTS)
+    facts = {"format": FORMAT, **dataclasses.asdict(config), "tied": tied}
+    (temp / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    tokenizer.save(temp / TOKENIZER)
+    for path in temp.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    temp.replace(folder)
+
+
+def unique_weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights as float32 on the CPU (integers stay), and what was left out as tied: name -> kept name."""
+    weights: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape, value.stride())
+        if value.numel() and place in seen:
+            tied[name] = seen[place]
+            continue
+        seen[place] = name
+        kept = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+        weights[name] = kept.clone(memory_format=torch.contiguous_format)
+    return weights, tied
+
+
+def read_exported_config(folder: str | Path) -> ExportedConfig:
+    """Raises ValueError when `folder` is no model folder, or of a newer format or an unknown recipe."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is no exported model: it has no {CONFIG}; give the model/ folder of a run"
+        )
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: format {facts.get('format')!r}, this version reads {FORMAT}; train or export anew"
+        )
+    if facts["recipe"] not in RECIPES:
+        raise ValueError(
+            f"{path}: unknown recipe {facts['recipe']!r}; there are {', '.join(sorted(RECIPES))}"
+        )
+    for name in ("image_mean", "image_std"):
+        facts[name] = tuple(facts[name])
+    known = {f.name for f in dataclasses.fields(ExportedConfig)}
+    return ExportedConfig(**{k: v for k, v in facts.items() if k in known})
+
+
+def read_exported_tokenizer(folder: str | Path) -> Tokenizer:
+    return load_tokenizer(Path(folder) / TOKENIZER)
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Loads strictly, in place, in the model's own precision.
+
+    Raises:
+        ValueError: missing or damaged file; names or shapes differ from the model's.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); export the model anew") from error
+    tied = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")).get("tied", {})
+    weights |= {name: weights[kept] for name, kept in tied.items()}
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    shapes = [
+        f"{n}: {tuple(weights[n].shape)} in the file, {tuple(expected[n].shape)} in the model"
+        for n in sorted(expected.keys() & weights.keys())
+        if weights[n].shape != expected[n].shape
+    ]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{path} does not fit the model: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
+            f"({len(unknown)}), shapes {shapes[:3]} ({len(shapes)}); recipe, size and overrides must agree"
+        )
+    model.load_state_dict(weights, strict=True)

@@ -1,0 +1,225 @@
+"""What one training run is: every option, its default, and which of them change the result.
+
+A field with `metadata={"operational": True}` says where, how fast or how talkative a run is; every other
+field is semantic: it is part of the run's digest, and a run folder refuses to go on under another one.
+This module imports no torch: planning a run must be instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+#: mean and standard deviation of OpenAI's CLIP, which ALBEF and BLIP use as well
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_OPERATIONAL = {"operational": True}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """How DeepSpeed spreads the training state over the processes.
+
+    Attributes:
+        stage: 0 keeps everything everywhere, 1 shards the optimizer's state, 2 the gradients as well.
+    """
+
+    stage: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of the training pictures.
+
+    Attributes:
+        crop_scale: smallest and largest share of the area that a random crop keeps; 1 1 switches it off.
+        flip: mirror half of the pictures; off, because captions say "left of" and "right of".
+    """
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: shards in, a run folder out.
+
+    Attributes:
+        shards: folder of `.tar` shards, or a glob or URL of them, or a list of these.
+        output: run folder (checkpoints, logs, the exported model); on a disk that all processes see.
+        recipe: which system, a name in `models.recipes`.
+        size: which of the recipe's sizes.
+        model: dimensions of the recipe's Config to change, such as `{embed_dim: 128}`.
+        tokenizer: a tokenizer folder, or `train` for a WordPiece trained from the shards' captions.
+        vocab_size: tokens of a trained WordPiece.
+        max_text_tokens: captions are cut at this many tokens, special ones included; 0: the recipe's limit.
+        init_from: exported model folder (`model/` of another run) whose weights to start from.
+        batch_size: pairs in one optimizer step, over all processes and accumulation.
+        accumulation: micro batches in one optimizer step.
+        steps: optimizer steps; give either this or epochs.
+        epochs: passes over the shards; the uneven rest of a pass is dropped.
+        lr: highest learning rate.
+        min_lr: learning rate at the end of the cosine.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: AdamW's weight decay; norms, biases and temperatures have none.
+        betas: AdamW's averaging constants.
+        clip_grad: largest norm of the gradient; 0 switches clipping off.
+        zero: DeepSpeed ZeRO.
+        precision: fp32, bf16 (fp32 weights, bf16 arithmetic), or auto: bf16 on a GPU, fp32 elsewhere.
+        seed: of the initial weights, the order, the augmentation and every draw in the model.
+        augment: random changes of the pictures.
+        image_mean: what is subtracted from each colour.
+        image_std: what each colour is divided by.
+        max_corrupt: share of the samples that may be unreadable before the run fails.
+        processes: local processes to start; on a machine with GPUs one per GPU.
+        workers: data loading workers per process; 0 loads in the process itself.
+        checkpoint_every: steps between checkpoints; 0: only at the end and when stopped.
+        keep_checkpoints: how many of the newest to keep.
+        log_every: steps between rows of metrics.jsonl and TensorBoard.
+    """
+
+    shards: str | list[str] = field(metadata=_OPERATIONAL)
+    output: str = field(metadata=_OPERATIONAL)
+    recipe: str = "albef"
+    size: str = "tiny"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = "train"
+    vocab_size: int = 8192
+    max_text_tokens: int = 0
+    init_from: str | None = None
+    batch_size: int = 64
+    accumulation: int = 1
+    steps: int | None = None
+    epochs: float | None = None
+    lr: float = 3e-4
+    min_lr: float = 1e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_grad: float = 1.0
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    precision: str = "auto"
+    seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    max_corrupt: float = 0.01
+    processes: int = field(default=1, metadata=_OPERATIONAL)
+    workers: int = field(default=0, metadata=_OPERATIONAL)
+    checkpoint_every: int = field(default=500, metadata=_OPERATIONAL)
+    keep_checkpoints: int = field(default=2, metadata=_OPERATIONAL)
+    log_every: int = field(default=10, metadata=_OPERATIONAL)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses impossible values before anything is started.
+
+    Raises:
+        ValueError: names the option, its value and what would work.
+    """
+    if "://" in config.output:
+        raise ValueError(
+            f"output {config.output!r}: checkpoints need a disk that all processes see; give a path"
+        )
+    if (config.steps is None) == (config.epochs is None):
+        raise ValueError(f"give either steps ({config.steps}) or epochs ({config.epochs}), and not both")
+    _at_least(config, 1, "batch_size", "accumulation", "processes", "keep_checkpoints", "log_every")
+    _at_least(
+        config, 0, "workers", "checkpoint_every", "warmup_steps", "max_text_tokens", "clip_grad", "seed"
+    )
+    for name in ("steps", "epochs"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} {value} must be above 0")
+    if not 0 <= config.min_lr <= config.lr:
+        raise ValueError(f"min_lr {config.min_lr} must lie between 0 and lr {config.lr}")
+    if config.zero.stage not in (0, 1, 2):
+        raise ValueError(
+            f"zero.stage {config.zero.stage}: use 0, 1 or 2 (a momentum teacher needs the whole student "
+            "in each process, which stage 3 does not keep)"
+        )
+    if config.precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision {config.precision!r}: use auto, fp32 or bf16")
+    low, high = config.augment.crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"augment.crop_scale {low} {high}: needs 0 < smallest <= largest <= 1")
+    if not 0 <= config.max_corrupt < 1:
+        raise ValueError(f"max_corrupt {config.max_corrupt} must be a share: at least 0 and below 1")
+    local_batch(config, config.processes)
+
+
+def local_batch(config: TrainConfig, world_size: int) -> int:
+    """Pairs of one micro batch on one process.
+
+    Raises:
+        ValueError: batch_size does not divide evenly.
+    """
+    parts = world_size * config.accumulation
+    if config.batch_size % parts:
+        nearest = max(1, round(config.batch_size / parts)) * parts
+        raise ValueError(
+            f"batch_size {config.batch_size} must divide by {world_size} processes x accumulation "
+            f"{config.accumulation}; use {nearest}"
+        )
+    return config.batch_size // parts
+
+
+def semantic(config: Any) -> dict[str, Any]:
+    """The fields that change the result, nested dataclasses included, as JSON values."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        if f.metadata.get("operational"):
+            continue
+        value = getattr(config, f.name)
+        found[f.name] = semantic(value) if dataclasses.is_dataclass(value) else value
+    return json.loads(json.dumps(found))
+
+
+def digest(config: TrainConfig, inputs: Sequence[str]) -> str:
+    """16 hex digits over the semantic fields and the fingerprints of the shards."""
+    payload = json.dumps({"config": semantic(config), "inputs": list(inputs)}, sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All fields as JSON values, for the resolved config beside the output."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`: lists become the tuples that the dataclass declares.
+
+    Raises:
+        ValueError: an unknown key; names the valid ones.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; valid: {', '.join(sorted(hints))}")
+    ready = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            ready[name] = from_dict(typing.cast(type, hint), value)
+        elif isinstance(value, list) and _wants_tuple(hint):
+            ready[name] = tuple(value)
+        else:
+            ready[name] = value
+    return kind(**ready)
+
+
+def _wants_tuple(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple or any(map(_wants_tuple, typing.get_args(hint)))
+
+
+def _at_least(config: TrainConfig, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} {getattr(config, name)} must be at least {least}")

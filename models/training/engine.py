@@ -1,0 +1,219 @@
+"""The one file that knows Accelerate and DeepSpeed: processes, ZeRO, the optimizer step, engine state.
+
+What it hides, found by running accelerate 1.15 with deepspeed 0.19:
+
+- Accelerate reaches DeepSpeed on a CPU only with ACCELERATE_USE_DEEPSPEED set, `cpu=` left alone and gloo
+  asked for; anything else silently trains unconnected copies. Both are asserted here.
+- DeepSpeed compiles its shared-memory communication when it starts on a CPU (about a minute, and a
+  compiler must be there). Only tensor-parallel inference uses it, so it is declared unavailable. AdamW is
+  torch's own, which needs no compilation either.
+- DeepSpeed's first broadcast views parameters as bytes, which tensors without dimensions (temperatures)
+  refuse; they are broadcast as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.batch import Batch, StepContext
+from models.training.config import TrainConfig, local_batch
+
+log = logging.getLogger(__name__)
+
+TAG = "engine"
+NO_LIMIT = 2**62
+
+
+class LossModule(nn.Module):
+    """What DeepSpeed wraps: gives the loss alone a gradient, so that values for the log get no hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: Batch, context: StepContext, extras: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.model(batch, context, extras)
+        return losses["loss"], {name: value.detach() for name, value in losses.items()}
+
+
+class Processes:
+    """The connected processes of a run, before there is a model.
+
+    Attributes: rank, world_size, is_main, device, bf16.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.world_size = int(os.environ["WORLD_SIZE"])
+        self.config = config
+        gpu = torch.cuda.is_available()
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu)
+        self.accelerator = _connect(config, self.world_size, gpu=gpu, bf16=self.bf16)
+        self.rank: int = self.accelerator.process_index
+        self.is_main = self.rank == 0
+        self.device: torch.device = self.accelerator.device
+        # flags and counts travel over gloo, so that looking at them never waits for a GPU
+        self.flags = dist.new_group(backend="gloo") if gpu else dist.group.WORLD
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.flags)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over the processes, in float64."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.flags)
+        return tensor.tolist()
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.flags)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self.flags)
+        return found
+
+    def start_tensorboard(self, *, first_step: int) -> None:
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step}})
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self.accelerator.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Engine:
+    """A model with its optimizer, spread over the processes by DeepSpeed."""
+
+    def __init__(self, processes: Processes, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.processes = processes
+        self.model = model
+        zero = processes.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        elements = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+            # DeepSpeed allocates whole buckets: half a billion elements by default, for any model; and it
+            # wants an even number of them
+            zero[bucket] = min(elements // 1024 + 1, 100_000) * 1024
+        with _scalars_broadcast_whole():
+            self.engine, _ = processes.accelerator.prepare(LossModule(model), optimizer)
+
+    def losses(
+        self, batch: Batch, context: StepContext, extras: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and all values for the log, without gradient."""
+        return self.engine(batch, context, extras)
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Back-propagates; at the end of an accumulation also clips and steps."""
+        self.engine.backward(loss)
+        self.engine.step()
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def gradient_norm(self) -> float | None:
+        """Of the last step, before clipping; None where DeepSpeed does not keep it (stage 0)."""
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Every process writes its part into `folder/engine`."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Raises ValueError when DeepSpeed finds nothing it can load."""
+        loaded, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if loaded is None:
+            raise ValueError(
+                f"{folder}: DeepSpeed could not load it; delete this checkpoint to go back to the one before"
+            )
+
+
+def _connect(config: TrainConfig, world_size: int, *, gpu: bool, bf16: bool) -> Any:
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    if not gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed.ops
+    from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not gpu:
+        # looked up by DeepSpeed before it compiles an operator; an empty table says that none can be built
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, world_size, bf16=bf16))
+    accelerator = Accelerator(
+        deepspeed_plugin=plugin,
+        gradient_accumulation_steps=config.accumulation,
+        mixed_precision="bf16" if bf16 else "no",
+        log_with="tensorboard",
+        project_dir=config.output,
+        kwargs_handlers=[] if gpu else [InitProcessGroupKwargs(backend="gloo")],
+    )
+    assert accelerator.distributed_type is DistributedType.DEEPSPEED, accelerator.distributed_type
+    assert accelerator.num_processes == world_size, (
+        f"{accelerator.num_processes} connected, {world_size} started"
+    )
+    return accelerator
+
+
+def deepspeed_config(config: TrainConfig, world_size: int, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's own configuration for this run."""
+    return {
+        "train_micro_batch_size_per_gpu": local_batch(config, world_size),
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.clip_grad,
+        "zero_optimization": {
+            "stage": config.zero.stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+        },
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": NO_LIMIT,
+    }
+
+
+@contextlib.contextmanager
+def _scalars_broadcast_whole() -> Any:
+    """Lets DeepSpeed's first broadcast take parameters without dimensions."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    original = DeepSpeedEngine._broadcast_model
+
+    def broadcast_model(engine: Any) -> None:
+        scalars = [p for p in engine.module.parameters() if p.ndim == 0]
+        shapes = [p.data for p in scalars]
+        for p in scalars:
+            p.data = p.data.view(1)  # the same memory, so the broadcast lands in the parameter
+        try:
+            original(engine)
+        finally:
+            for p, data in zip(scalars, shapes, strict=True):
+                p.data = data
+
+    DeepSpeedEngine._broadcast_model = broadcast_model
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = original

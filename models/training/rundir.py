@@ -1,0 +1,112 @@
+"""The run folder: what it holds, whether it may go on, and whether it is finished already.
+
+    run.json        semantic config, digest, fingerprints of the shards, state
+    config.yaml     the resolved configuration, every option
+    tokenizer/      the tokenizer of the run
+    checkpoints/    step_00000500/ ... with a COMPLETE marker
+    metrics.jsonl   one row per logged step
+    tensorboard/    the same for TensorBoard
+    model/          the exported model (models/exported.py), when the run is finished
+    STOP            put there by anybody: the run saves and stops
+
+This module imports no torch, so that a finished run is recognised at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.training.config import TrainConfig, digest, semantic, to_dict
+
+FINISHED, RUNNING = "finished", "running"
+
+
+def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool = False) -> bool:
+    """Opens a run folder for this configuration. Returns whether the run is finished already.
+
+    Args:
+        inputs: fingerprints of the shards' content, in order.
+        overwrite: where the folder holds a run of another configuration, throw that away.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration; says what differs.
+    """
+    folder = Path(config.output)
+    (folder / "STOP").unlink(missing_ok=True)
+    record = read_record(folder)
+    now = {"semantic": semantic(config), "inputs": list(inputs), "digest": digest(config, inputs)}
+    if record is not None and record["digest"] != now["digest"]:
+        if not overwrite:
+            differences = "; ".join(compare(record, now)) or "the digest alone differs"
+            raise ValueError(
+                f"{folder} holds a run that was made differently: {differences}. "
+                "Pass --overwrite to start it anew, or choose another --output"
+            )
+        clear_run(folder)
+        record = None
+    if record is not None and record["state"] == FINISHED and (folder / "model" / "config.json").is_file():
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, {**now, "state": RUNNING})
+    write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    return False
+
+
+def finish_run(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None, f"{folder} has no run.json"
+    write_record(folder, {**record, "state": FINISHED})
+
+
+def clear_run(folder: Path) -> None:
+    """Removes what a run wrote, and nothing else."""
+    for name in ("checkpoints", "tokenizer", "tensorboard", "model", "eval"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "config.yaml", "run.json", "STOP"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    write_atomic(folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """A reader sees the old file or the whole new one."""
+    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temp.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temp.replace(path)
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records, as `name old -> new`."""
+    found = list(_differences(before["semantic"], now["semantic"], ""))
+    if before["inputs"] != now["inputs"]:
+        changed = len(set(before["inputs"]) ^ set(now["inputs"]))
+        found.append(f"the shards ({len(before['inputs'])} -> {len(now['inputs'])}, {changed} differ)")
+    return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    found: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {json.dumps(old)} -> {json.dumps(new)}")
+    return found

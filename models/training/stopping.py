@@ -1,0 +1,42 @@
+"""How a run is asked to stop: SIGTERM, SIGINT, SIGUSR1, or a file STOP in the run folder."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on: damaged data, or a loss that is no number. The command exits with 1."""
+
+
+class StopRequest:
+    """Remembers that somebody asked to stop; the training loop looks at it after each step."""
+
+    def __init__(self, run: Path, *, listen: bool = True) -> None:
+        self.file = run / "STOP"
+        self.signalled = False
+        for number in SIGNALS if listen else ():
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    def __bool__(self) -> bool:
+        return self.signalled or self.file.exists()
+
+
+def die_with_parent(parent: int) -> None:
+    """Ends this process when `parent` dies (Linux): a killed launcher must not leave workers behind that
+    write into a run folder which the next launcher uses."""
+    if hasattr(signal, "SIGKILL") and os.uname().sysname == "Linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(EXIT_FAILED)

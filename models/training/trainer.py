@@ -1,0 +1,349 @@
+"""The training loop: shards, a recipe and a configuration in; checkpoints, logs and a model folder out.
+
+One optimizer step is written out in `Trainer.step`, in the order that `models.recipes.base.System` states.
+Whatever is random in a step depends on (seed, step, rank) alone, so a run that was interrupted and goes on
+computes the losses of a run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+import math
+import sys
+import time
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.batch import StepContext
+from models.exported import ExportedConfig, load_weights, read_exported_config, write_exported
+from models.images import ImageTransform
+from models.recipes import RECIPES
+from models.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from models.training import checkpoint, rundir
+from models.training.config import TrainConfig, from_dict, local_batch, to_dict
+from models.training.data import BatchPlan, Collator, LoadedBatch, PairDataset, RankSampler, training_loader
+from models.training.engine import Engine, Processes
+from models.training.optim import build_optimizer, learning_rate
+from models.training.progress import Metrics, Progress
+from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
+from models.training.table import SampleTable, build_table, find_shards
+
+log = logging.getLogger(__name__)
+
+#: captions that a trained tokenizer sees at most
+TOKENIZER_CAPTIONS = 2_000_000
+
+
+def run(config: TrainConfig, stop: StopRequest) -> int:
+    """Trains in this process, one of WORLD_SIZE; returns the exit code, 0 or 75.
+
+    Raises:
+        ValueError: the configuration does not fit the recipe, the shards or the last checkpoint.
+        TrainingError: too many corrupt samples, or a loss that is no number.
+    """
+    processes = Processes(config)
+    try:
+        trainer = Trainer(config, processes, stop)
+        return trainer.train()
+    finally:
+        processes.close()
+
+
+class Trainer:
+    """Everything that one process of a run holds."""
+
+    def __init__(self, config: TrainConfig, processes: Processes, stop: StopRequest) -> None:
+        self.config, self.processes, self.stop = config, processes, stop
+        self.folder = Path(config.output)
+        if processes.is_main:
+            checkpoint.sweep(self.folder)
+        local_batch(config, processes.world_size)
+        self.table = build_table(find_shards(config.shards))
+        self.plan = BatchPlan(len(self.table), config.batch_size, config.seed)
+        if self.plan.epoch_steps == 0:
+            raise ValueError(
+                f"batch_size {config.batch_size} exceeds the {len(self.table)} samples of the shards; "
+                f"use at most {len(self.table)}"
+            )
+        self.steps = config.steps or max(1, round((config.epochs or 0) * self.plan.epoch_steps))
+        self.tokenizer = self._tokenizer()
+        model_config = resolve_model_config(config, self.tokenizer)
+        torch.manual_seed(config.seed)  # the same initial weights in every process
+        self.system = RECIPES[config.recipe].build(model_config)
+        if config.init_from:
+            load_weights(self.system.model, config.init_from)
+            self.system.reset_teacher()
+        optimizer = build_optimizer(
+            self.system.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas,
+            fused=processes.device.type == "cuda",
+        )  # fmt: skip
+        self.engine = Engine(processes, self.system.model, optimizer)
+        self.system.to(processes.device)
+        self.corrupt: set[tuple[str, str]] = set()
+        self.first_step = self._resume()
+
+    @property
+    def max_text_tokens(self) -> int:
+        return self.config.max_text_tokens or self.system.config.max_text_length
+
+    @property
+    def transform(self) -> ImageTransform:
+        config = self.config
+        return ImageTransform(
+            size=self.system.config.image_size,
+            mean=config.image_mean,
+            std=config.image_std,
+            crop_scale=config.augment.crop_scale,
+            flip=config.augment.flip,
+        )
+
+    def train(self) -> int:
+        """All remaining steps; then the exported model. Returns the exit code."""
+        config, main = self.config, self.processes.is_main
+        batches = iter(self._loader())
+        self.processes.start_tensorboard(first_step=self.first_step)
+        metrics = Metrics(self.folder / "metrics.jsonl", first_step=self.first_step) if main else None
+        progress = Progress(f"train {config.recipe}", self.steps, done=self.first_step)
+        began, last_time, last_step = time.monotonic(), time.monotonic(), self.first_step
+        detail = f"{len(self.table)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
+        if main:
+            progress.update(self.first_step, detail, force=True)
+        step, saved = self.first_step, self.first_step
+        while step < self.steps:
+            values, corrupt = self.step(step, batches)
+            step += 1
+            stopping = self._agree(step, corrupt)
+            due = step % config.log_every == 0 or step == self.steps or stopping
+            if due:
+                row = self._log_row(values)
+                now = time.monotonic()
+                speed = (step - last_step) * config.batch_size / max(now - last_time, 1e-9)
+                last_time, last_step = now, step
+                row |= {"lr": self._rate(step - 1), "samples_per_s": round(speed, 2)}
+                detail = f"loss {row['loss']:.3f} {speed:.0f} samples/s"
+                if metrics is not None:
+                    metrics.write({"step": step, **row, "seconds": round(now - began, 3)})
+                self.processes.log(row, step=step)
+            if main:
+                progress.update(step, detail)
+            if stopping or (
+                config.checkpoint_every and step % config.checkpoint_every == 0 and step < self.steps
+            ):
+                self._save(step)
+                saved = step
+            if stopping and step < self.steps:
+                break
+        if main:
+            progress.close(step, detail)
+        if metrics is not None:
+            metrics.close()
+        if step < self.steps:
+            if main:
+                log.warning("stopped at step %d, saved; start the same command again to go on", saved)
+            return EXIT_STOPPED
+        self._finish(step, time.monotonic() - began)
+        return EXIT_DONE
+
+    def step(
+        self, step: int, batches: Any
+    ) -> tuple[dict[str, float | torch.Tensor], list[tuple[str, str, str]]]:
+        """One optimizer step. Returns the values of its last micro batch, averaged over the micro batches,
+        and the corrupt samples met."""
+        config, processes = self.config, self.processes
+        context = StepContext(
+            seed=config.seed, step=step, epoch_steps=self.plan.epoch_steps,
+            rank=processes.rank, world_size=processes.world_size,
+        )  # fmt: skip
+        seed_step(config.seed, step, processes.rank)
+        self.engine.set_learning_rate(self._rate(step))
+        self.system.begin_step(context, self.system.model)
+        sums: dict[str, Any] = {}
+        corrupt: list[tuple[str, str, str]] = []
+        dtype = torch.bfloat16 if processes.bf16 else None
+        for micro_step in range(config.accumulation):
+            loaded: LoadedBatch = next(batches)
+            corrupt += loaded.corrupt
+            batch = loaded.batch.to(processes.device, image_dtype=dtype)
+            here = replace(context, micro_step=micro_step)
+            with torch.no_grad():
+                extras = self.system.prepare(batch, here)
+            loss, values = self.engine.losses(batch, here, extras)
+            self.system.after_micro_step(batch, extras)
+            self.engine.backward_and_step(loss)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.float() / config.accumulation
+        return sums, corrupt
+
+    def _rate(self, step: int) -> float:
+        c = self.config
+        return learning_rate(step, steps=self.steps, lr=c.lr, min_lr=c.min_lr, warmup_steps=c.warmup_steps)
+
+    def _log_row(self, values: dict[str, Any]) -> dict[str, float]:
+        names = sorted(values)
+        sums = self.processes.sum([float(values[n]) for n in names])
+        row = {n: s / self.processes.world_size for n, s in zip(names, sums, strict=True)}
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(
+                f"the loss is {row['loss']}; lower lr ({self.config.lr}) or raise warmup_steps"
+            )
+        norm = self.engine.gradient_norm()
+        return row if norm is None else row | {"grad_norm": norm}
+
+    def _agree(self, step: int, corrupt: list[tuple[str, str, str]]) -> bool:
+        """Whether to stop after this step, the same answer in every process; counts corrupt samples."""
+        wanted, found = self.processes.sum([float(bool(self.stop)), float(len(corrupt))])
+        if found:
+            for shard, key, why in sorted({c for part in self.processes.gather(corrupt) for c in part}):
+                if (shard, key) not in self.corrupt and self.processes.is_main:
+                    log.warning(
+                        "%s: sample %s cannot be read (%s); the next one takes its place", shard, key, why
+                    )
+                self.corrupt.add((shard, key))
+            if len(self.corrupt) > self.config.max_corrupt * len(self.table):
+                listed = ", ".join(f"{s} {k}" for s, k in sorted(self.corrupt)[:5])
+                raise TrainingError(
+                    f"{len(self.corrupt)} of {len(self.table)} samples cannot be read, more than max_corrupt "
+                    f"{self.config.max_corrupt} allows: {listed}. Verify these shards, or raise max_corrupt"
+                )
+        return wanted > 0
+
+    def _loader(self) -> Any:
+        config, processes = self.config, self.processes
+        sampler = RankSampler(
+            self.plan, self.first_step, self.steps, processes.rank, processes.world_size, config.accumulation
+        )
+        return training_loader(
+            PairDataset(self.table, self.transform, seed=config.seed),
+            sampler,
+            Collator(self.tokenizer, self.max_text_tokens),
+            workers=config.workers,
+            pin=processes.device.type == "cuda",
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; the main process makes it, once."""
+        folder = self.folder / "tokenizer"
+        if self.processes.is_main and not folder.is_dir():
+            make_tokenizer(self.config, self.table, folder)
+        self.processes.barrier()
+        return load_tokenizer(folder)
+
+    def _save(self, step: int) -> None:
+        meta = {
+            "step": step,
+            "processes": self.processes.world_size,
+            "zero_stage": self.config.zero.stage,
+            "config": to_dict(self.config),
+            "corrupt": sorted(self.corrupt),
+            "versions": versions(),
+        }
+
+        def write_parts(folder: Path) -> None:
+            self.engine.save(folder)
+            if self.processes.is_main:
+                torch.save(self.system.state_dict(), folder / "system.pt")
+
+        checkpoint.save(
+            self.folder, step=step, meta=meta, write_parts=write_parts, is_main=self.processes.is_main,
+            barrier=self.processes.barrier, keep=self.config.keep_checkpoints,
+        )  # fmt: skip
+
+    def _resume(self) -> int:
+        """Loads the last complete checkpoint, if any; returns the steps done."""
+        name = self.processes.broadcast(p.name if (p := checkpoint.last_complete(self.folder)) else None)
+        if name is None:
+            return 0
+        path = self.folder / "checkpoints" / name
+        meta = checkpoint.read_meta(path)
+        if meta["processes"] != self.processes.world_size:
+            raise ValueError(
+                f"{path} was saved by {meta['processes']} processes, not {self.processes.world_size}; "
+                f"pass --processes {meta['processes']}, or start anew with --overwrite"
+            )
+        self.engine.load(path)
+        self.system.load_state_dict(torch.load(path / "system.pt", map_location="cpu", weights_only=True))
+        self.system.to(self.processes.device)
+        self.corrupt = {(shard, key) for shard, key in meta["corrupt"]}
+        if self.processes.is_main:
+            log.info("going on from step %d of %d (%s)", meta["step"], self.steps, path)
+        return int(meta["step"])
+
+    def _finish(self, step: int, seconds: float) -> None:
+        if self.processes.is_main:
+            config = ExportedConfig(
+                recipe=self.config.recipe,
+                size=self.config.size,
+                model=to_dict(self.system.config),
+                image_mean=self.config.image_mean,
+                image_std=self.config.image_std,
+                max_text_tokens=self.max_text_tokens,
+                training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
+            )
+            write_exported(
+                self.folder / "model", model=self.system.model, config=config, tokenizer=self.tokenizer
+            )
+            rundir.finish_run(self.folder)
+        self.processes.barrier()
+
+
+def resolve_model_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
+    """The recipe's Config: a size, the overrides, the tokenizer's vocabulary; or that of `init_from`.
+
+    Raises:
+        ValueError: unknown recipe, size or dimension; names the valid ones.
+    """
+    if config.recipe not in RECIPES:
+        raise ValueError(f"recipe {config.recipe!r} is unknown; there are {', '.join(sorted(RECIPES))}")
+    recipe = RECIPES[config.recipe]
+    if config.size not in recipe.SIZES:
+        raise ValueError(f"{config.recipe} has no size {config.size!r}; there are {', '.join(recipe.SIZES)}")
+    valid = {f.name for f in dataclasses.fields(recipe.Config)}
+    unknown = sorted(config.model.keys() - valid)
+    if unknown:
+        raise ValueError(
+            f"model: {config.recipe} has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
+        )
+    if config.init_from:
+        start = read_exported_config(config.init_from)
+        if start.recipe != config.recipe:
+            raise ValueError(
+                f"init_from {config.init_from} is a {start.recipe}, the recipe is {config.recipe}"
+            )
+        base = from_dict(recipe.Config, start.model)
+    else:
+        base = recipe.SIZES[config.size]
+    # one construction: values that only fit together (a vocabulary and its special ids) change together
+    return tokenizer.fit(replace(base, **from_dict_values(recipe.Config, config.model)))
+
+
+def from_dict_values(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Overrides as they came from YAML, with lists turned into tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
+def make_tokenizer(config: TrainConfig, table: SampleTable, folder: Path) -> None:
+    """Trains or copies the tokenizer into the run folder; appears whole or not at all."""
+    temp = folder.with_name(f".{folder.name}.tmp")
+    temp.mkdir(parents=True, exist_ok=True)
+    if config.tokenizer == "train":
+        train_wordpiece(table.captions(TOKENIZER_CAPTIONS), vocab_size=config.vocab_size, folder=temp)
+    else:
+        load_tokenizer(config.tokenizer).save(temp)
+    temp.replace(folder)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Torch's global state (dropout) as a function of the step: nothing to save, nothing to resume."""
+    torch.manual_seed(zlib.crc32(f"{seed}:{step}:{rank}".encode()) + (seed << 32))
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "deepspeed", "accelerate", "transformers")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": sys.version.split()[0], **found}

@@ -1,0 +1,53 @@
+"""One process of a local run: `python -m models.training.worker CONFIG.json`, started by `jobs.train`.
+
+The configuration comes as a file, never as command line text. Handlers stand before anything slow is
+imported, so a signal in the first seconds is remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from models.training.config import TrainConfig, from_dict
+from models.training.stopping import EXIT_CONFIG, EXIT_FAILED, StopRequest, TrainingError, die_with_parent
+
+
+def main(path: str) -> int:
+    config = from_dict(TrainConfig, json.loads(Path(path).read_text(encoding="utf-8")))
+    return train_here(config)
+
+
+def train_here(config: TrainConfig) -> int:
+    """Trains as one of WORLD_SIZE processes and returns the exit code; errors are told once."""
+    stop = StopRequest(Path(config.output))
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, format="%(message)s")
+    for noisy in ("httpx", "fsspec", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from models.training.trainer import run
+
+    try:
+        return run(config, stop)
+    except (ValueError, TrainingError) as error:
+        if main_process:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED if isinstance(error, TrainingError) else EXIT_CONFIG
+    except Exception:
+        # the edge of the process: tell everything, fail honestly
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    if parent := os.environ.get("PAIRMILL_LAUNCHER"):
+        die_with_parent(int(parent))
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # without the interpreter's teardown, which takes seconds once DeepSpeed is loaded
+    os._exit(code)
