@@ -49,6 +49,11 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return url_to_fs(url)
 
 
+def absolute(url: str) -> str:
+    """The same location, whatever the current folder of the process that reads it."""
+    return str(local_path(url)) if is_local(url) else url
+
+
 def is_local(url: str) -> bool:
     return isinstance(resolve(url)[0], LocalFileSystem)
 

@@ -1,0 +1,45 @@
+# Set-up and the two commands of the README. Everything is installed into .venv, nothing outside it.
+#   make demo    the whole chain on a small web that is built here, report at the end
+#   make test    the tests
+#   make check   lint, format, types, import rules
+#   make prove   the slow proofs: kills, browsers
+# Needs: Python 3.10-3.12 with venv, a C++ compiler (DeepSpeed builds its operators), make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo-run
+
+.PHONY: demo test check prove prove-ci clean
+
+demo: .venv/.demo
+	$(BIN)/python -m jobs.demo --folder $(DEMO)
+
+test: .venv/.test
+	$(BIN)/python -m pytest -m "not prove"
+
+prove: .venv/.test
+	$(BIN)/python -m pytest -m prove
+
+prove-ci: .venv/.test
+	$(BIN)/python -m pytest -m prove_ci
+
+check: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/.demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing the dependencies (several GB, some minutes) ..."
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+.venv/.test: .venv/.demo
+	@echo "installing what the tests need ..."
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,166 @@
+"""The command line: `pairmill VERB --config x.yaml --option value`; the one file that knows jsonargparse.
+
+Exit codes: 0 done, 1 some unit failed, 2 bad configuration, 75 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from jobs.verb import Request, Verb
+from pipeline.errors import ConfigError, InputError
+from pipeline.runner_options import RunOptions
+
+#: each verb is a module of `jobs` that offers VERB
+VERBS = {
+    "discover": "find image-text pairs in web archives (WARC, WAT)",
+    "crawl": "fetch the pictures of candidates or of any list of URLs",
+    "score": "score every picture with its caption (a column)",
+    "dedup": "mark duplicates over all shards (a column)",
+    "pack": "write training shards by a rule over the columns",
+    "train": "train a vision-language model on shards",
+    "evaluate": "evaluate a trained model on a fixed pool",
+    "report": "write one HTML file about a whole chain",
+    "run": "run a whole chain from one YAML file",
+    "status": "show how far a chain or an output folder is",
+}
+EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED = 2, 1, 75
+
+
+def entry() -> None:
+    """The `pairmill` command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns its exit code."""
+    logging.basicConfig(level=os.environ.get("PAIRMILL_LOG", "WARNING"), format="%(levelname)s %(message)s")
+    _check_packages_are_ours()
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else EXIT_CONFIG
+    if argv[0] == "--version":
+        print(importlib.metadata.version("pairmill"))
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    try:
+        if name not in VERBS:
+            raise ConfigError(f"unknown command {name!r}; known: {', '.join(VERBS)}")
+        if name in ("run", "status"):
+            return importlib.import_module(f"jobs.{name}").main(rest)
+        return run_verb(name, rest)
+    except ConfigError as error:
+        print(f"pairmill {name}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except InputError as error:
+        print(f"pairmill {name}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"pairmill {name}: stopped", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: pairmill COMMAND [--config FILE.yaml] [--option value ...]",
+            "",
+            *lines,
+            "",
+            "`pairmill COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def _check_packages_are_ours() -> None:
+    """`pipeline`, `models` and `jobs` are common names: a folder of the user's may hide ours."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("pipeline", "models", "jobs"):
+        module = importlib.import_module(name)
+        place = Path(module.__file__ or next(iter(module.__path__))).resolve()
+        if home not in place.parents:
+            print(
+                f"pairmill: package {name!r} was imported from {place}, not from Pairmill in {home}; "
+                "start the command from another folder, or rename that one",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_CONFIG)
+
+
+def load_verb(name: str) -> Verb:
+    return importlib.import_module(f"jobs.{name}").VERB
+
+
+def build_parser(name: str, verb: Verb) -> ArgumentParser:
+    """The parser of a verb: its config's fields, and the runner's options for stages."""
+    parser = ArgumentParser(
+        prog=f"pairmill {name}", description=VERBS[name], exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(verb.config, None)
+    if verb.stage:
+        parser.add_argument("--output", type=str, required=True, help="output folder, any fsspec location")
+        parser.add_class_arguments(RunOptions, None)
+    else:
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="redo it although options or inputs changed"
+        )
+    return parser
+
+
+def parse_verb(name: str, argv: Sequence[str]) -> tuple[Verb, Any, Request]:
+    """Parses the options of a verb.
+
+    Raises:
+        ConfigError: unknown option, value of the wrong type, a required option missing.
+    """
+    verb = importlib.import_module(f"jobs.{name}").VERB
+    parser = build_parser(name, verb)
+    try:
+        parsed = parser.parse_args(_normalised(argv, parser))
+        built = parser.instantiate(parsed)
+    except (ArgumentError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(f"{message}; see `pairmill {name} --help`") from error
+    config = _pick(verb.config, built)
+    options = _pick(RunOptions, built) if verb.stage else RunOptions(overwrite=built.overwrite)
+    resolved = parser.dump(parsed, skip_link_targets=False)
+    return verb, config, Request(output=getattr(built, "output", ""), options=options, resolved=resolved)
+
+
+def _pick(kind: type, namespace: Any) -> Any:
+    return kind(**{f.name: getattr(namespace, f.name) for f in dataclasses.fields(kind)})
+
+
+def _normalised(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """`--allow-failed 1` is `--allow_failed=1`, and a bare `--overwrite` is `--overwrite=true`."""
+    defaults = parser.get_defaults()
+    words = []
+    for position, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        if not option.startswith("--"):
+            words.append(word)
+            continue
+        name = option[2:].replace("-", "_")
+        follows = argv[position + 1] if position + 1 < len(argv) else "--"
+        if not equals and isinstance(defaults.get(name), bool) and follows.startswith("--"):
+            equals, value = "=", "true"
+        words.append(f"--{name}{equals}{value}")
+    return words
+
+
+def run_verb(name: str, argv: Sequence[str]) -> int:
+    verb, config, request = parse_verb(name, argv)
+    return verb.run(config, request)

@@ -1,0 +1,21 @@
+"""Fetches pictures: `pairmill crawl`, or `python -m jobs.crawl`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.stages import run_stages
+from jobs.verb import Request, Verb
+from pipeline.stages.crawl.stage import CrawlConfig, CrawlStage
+
+
+def run(config: CrawlConfig, request: Request) -> int:
+    return run_stages([(CrawlStage(config), request.output)], request)
+
+
+VERB = Verb(config=CrawlConfig, run=run, stage=True)
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    sys.exit(main(["crawl", *sys.argv[1:]]))

@@ -1,0 +1,21 @@
+"""Finds image-text pairs in web archives: `pairmill discover`, or `python -m jobs.discover`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.stages import run_stages
+from jobs.verb import Request, Verb
+from pipeline.stages.discover.stage import DiscoverConfig, DiscoverStage
+
+
+def run(config: DiscoverConfig, request: Request) -> int:
+    return run_stages([(DiscoverStage(config), request.output)], request)
+
+
+VERB = Verb(config=DiscoverConfig, run=run, stage=True)
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    sys.exit(main(["discover", *sys.argv[1:]]))

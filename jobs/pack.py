@@ -1,0 +1,21 @@
+"""Writes training shards: `pairmill pack`, or `python -m jobs.pack`."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.stages import run_stages
+from jobs.verb import Request, Verb
+from pipeline.stages.pack import PackConfig, PackStage
+
+
+def run(config: PackConfig, request: Request) -> int:
+    return run_stages([(PackStage(config), request.output)], request)
+
+
+VERB = Verb(config=PackConfig, run=run, stage=True)
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    sys.exit(main(["pack", *sys.argv[1:]]))

@@ -1,0 +1,35 @@
+"""Runs stages for the verbs: saves the resolved config beside the output, then hands over to the runner."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jobs.verb import Request
+from pipeline import manifest, storage
+from pipeline.stage import Stage
+
+
+def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
+    """Runs (stage, output folder) pairs one after the other; the first exit code that is not 0 ends it."""
+    # Here, not on top: a stage that is done needs no Ray, and importing it takes longer than planning.
+    from pipeline.runner import run_stage
+
+    for stage, output in stages:
+        summary = run_stage(stage, output, request.options)
+        if request.resolved:
+            url = storage.join(output, manifest.BOOKS, "config.yaml")
+            if not storage.exists(url) or storage.read_bytes(url).decode() != request.resolved:
+                storage.write_bytes(url, request.resolved.encode())
+        for number, message in sorted(summary.failed.items())[:5]:
+            print(f"pairmill {stage.name}: unit {number} failed: {message}", file=sys.stderr)
+        if summary.failed:
+            books = storage.join(output, manifest.BOOKS, "quarantine")
+            print(
+                f"pairmill {stage.name}: {len(summary.failed)} units failed, see {books}; "
+                "rerun the command to try them again",
+                file=sys.stderr,
+            )
+        if summary.exit_code:
+            return summary.exit_code
+    return 0

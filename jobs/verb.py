@@ -1,0 +1,37 @@
+"""What a command is: a config dataclass and a function. Each verb's module offers one `VERB`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.runner_options import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asked for, beside the verb's own config.
+
+    output: the output folder; empty for verbs that name their output in their config.
+    options: how stages are run.
+    resolved: the whole configuration as YAML, saved beside the output.
+    """
+
+    output: str
+    options: RunOptions
+    resolved: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A command of `pairmill`.
+
+    config: frozen dataclass whose fields become options.
+    run: does the work and returns the exit code (0 done, 1 some unit failed, 75 stopped by a signal).
+    stage: whether it runs units on Ray, and so takes `--output` and the runner's options.
+    """
+
+    config: type
+    run: Callable[[Any, Request], int]
+    stage: bool = False
