@@ -1,0 +1,244 @@
+"""Columns: the sidecars of an image folder, joined on the sample's key into one table.
+
+`images/N.parquet` tells what became of every URL; each column folder holds `N.parquet` with `key` and the
+columns of one kind. What judges samples (pack, dedup, the report) reads them here as one Arrow table: every
+row of the images' parquet in its order, failed downloads kept, columns without a judgement null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import inputs, manifest, storage
+from pipeline.errors import ConfigError, InputError
+from pipeline.shards.format import sample_uid, shard_name
+from pipeline.stage import Input
+
+#: The types that the well-known columns have, whatever a foreign writer chose for them (a column
+#: that is null in a whole shard may come with the type null, an integer column with nulls as float).
+KNOWN_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys(
+        ("key", "url", "caption", "page_url", "archive", "status", "error_message", "exif", "reason"),
+        pa.string(),
+    ),
+    **dict.fromkeys(("sha256", "uid", "duplicate_of", "duplicate_reason"), pa.string()),
+    **dict.fromkeys(("width", "height", "original_width", "original_height", "http_status"), pa.int32()),
+    **dict.fromkeys(("bytes", "record_offset", "position"), pa.int64()),
+    "clip_score": pa.float32(),
+}
+
+SUCCESS = "success"
+
+
+@dataclass(frozen=True)
+class ColumnFolder:
+    """A finished column folder: where it is, which stage wrote it, and its shards by number."""
+
+    url: str
+    stage: str
+    shards: Mapping[int, Input]
+
+    def shard(self, number: int) -> Input:
+        """The sidecar of an image shard.
+
+        Raises:
+            ConfigError: it was not made yet.
+        """
+        if number not in self.shards:
+            raise ConfigError(
+                f"column folder {self.url!r} has no shard {shard_name(number)}, which the images have; "
+                f"run stage {self.stage!r} again over the images"
+            )
+        return self.shards[number]
+
+
+def open_folder(url: str) -> ColumnFolder:
+    """Lists a column folder.
+
+    Raises:
+        ConfigError: it does not exist, or no stage wrote it.
+    """
+    found = inputs.shards(url, ".parquet")
+    if not manifest.is_output(url):
+        raise ConfigError(f"column folder {url!r} has no manifests; give the --output of score or dedup")
+    done = next(iter(manifest.list_done(url).values()))
+    return ColumnFolder(url, manifest.read(done)["stage"], {s.number: s.input for s in found})
+
+
+def read_images(url: str) -> pa.Table:
+    """The parquet of an image shard with normalised types, and with `reason`, `http_status` and `uid` where a
+    foreign writer (img2dataset) has none. `url` is the location of the parquet.
+
+    Raises:
+        InputError: it cannot be read, lacks a column that img2dataset writes, or keys are not unique.
+    """
+    table = _read_parquet(url)
+    for name in ("key", "url", "caption", "status"):
+        if name not in table.column_names:
+            raise InputError(
+                f"{url}: no column {name!r}; images need img2dataset's columns, found {_names(table)}"
+            )
+    _check_keys(table, url)
+    return complete_images(table)
+
+
+def complete_images(table: pa.Table) -> pa.Table:
+    """Adds what our crawl writes and img2dataset does not: `reason` (its status), `http_status`, `uid`."""
+    if "reason" not in table.column_names:
+        failed = pc.not_equal(pc.fill_null(table["status"], "unknown"), SUCCESS)
+        status = pc.fill_null(table["status"], "unknown")
+        table = table.append_column("reason", pc.if_else(failed, status, pa.scalar(None, pa.string())))
+    if "http_status" not in table.column_names:
+        table = table.append_column("http_status", pa.nulls(len(table), pa.int32()))
+    if "uid" not in table.column_names:
+        pairs = zip(table["caption"].to_pylist(), table["url"].to_pylist(), strict=True)
+        table = table.append_column(
+            "uid", pa.array([sample_uid(c or "", u or "") for c, u in pairs], pa.string())
+        )
+    return table
+
+
+def read_column(url: str) -> pa.Table:
+    """One sidecar with normalised types.
+
+    Raises:
+        InputError: it cannot be read, has no `key`, or keys are not unique.
+    """
+    table = _read_parquet(url)
+    if "key" not in table.column_names:
+        raise InputError(
+            f"{url}: no column 'key'; a column folder needs one row a sample, found {_names(table)}"
+        )
+    _check_keys(table, url)
+    return table
+
+
+def join(images: pa.Table, sidecars: Iterable[tuple[str, pa.Table]]) -> pa.Table:
+    """Left join on `key`: the rows and the order of `images`, the columns of all. `sidecars` are (name for
+    messages, table).
+
+    Raises:
+        ConfigError: two of them have a column of one name.
+        InputError: a sidecar has a key that the images lack: it belongs to other images.
+    """
+    joined = images
+    for name, table in sidecars:
+        _check_clash(joined.column_names, table.column_names, name)
+        found = pc.index_in(joined["key"].combine_chunks(), value_set=table["key"].combine_chunks())
+        if len(found) - found.null_count != len(table):
+            foreign = pc.filter(
+                table["key"], pc.invert(pc.is_in(table["key"], images["key"].combine_chunks()))
+            )
+            raise InputError(
+                f"{name}: {len(foreign)} keys, such as {foreign[0].as_py()!r}, are not among the images; "
+                "it was made from other images: run its stage again"
+            )
+        for column in table.column_names:
+            if column != "key":
+                joined = joined.append_column(column, table[column].take(found))
+    return joined
+
+
+def read_joined(images: str, sidecars: Sequence[str]) -> pa.Table:
+    """The images' parquet and the sidecars of one shard, given by location, as one table.
+
+    Raises:
+        InputError, ConfigError: as `read_images`, `read_column` and `join`.
+    """
+    return join(read_images(images), ((url, read_column(url)) for url in sidecars))
+
+
+def joined_schema(images: str, sidecars: Sequence[str]) -> pa.Schema:
+    """The schema that `read_joined` gives, from the footers alone.
+
+    Raises:
+        ConfigError: two files have a column of one name.
+    """
+    schema = complete_images(_read_schema(images).empty_table()).schema
+    for url in sidecars:
+        added = _read_schema(url)
+        _check_clash(schema.names, added.names, url)
+        for field in added:
+            if field.name != "key":
+                schema = schema.append(field)
+    return schema
+
+
+def concat(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of several shards one after the other; a column that one of them lacks is null there.
+
+    Raises:
+        InputError: a column has types that do not go together.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"shards do not go together: {error}; give their column one type") from error
+
+
+def normalise(table: pa.Table) -> pa.Table:
+    """Known columns in their known types; large strings, views and dictionaries as plain strings or values.
+
+    Raises:
+        pa.ArrowInvalid: a known column holds values that its type cannot.
+    """
+    arrays = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        target = KNOWN_TYPES.get(name, _plain(column.type))
+        arrays.append(column if column.type == target else column.cast(target))
+    return pa.table(arrays, names=table.column_names)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return pa.float32() if pa.types.is_float16(kind) else kind
+
+
+def _read_parquet(url: str) -> pa.Table:
+    try:
+        with storage.open_read(url) as stream:
+            return normalise(pq.read_table(stream).replace_schema_metadata(None))
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: the file is missing; run the stage that writes it again") from error
+    except pa.ArrowException as error:
+        raise InputError(f"{url}: not a readable parquet ({error}); delete it and rerun its stage") from error
+
+
+def _read_schema(url: str) -> pa.Schema:
+    try:
+        with storage.open_read(url) as stream:
+            return normalise(pq.read_schema(stream).remove_metadata().empty_table()).schema
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"{url}: no readable parquet ({error}); run the stage that writes it again"
+        ) from error
+
+
+def _check_keys(table: pa.Table, url: str) -> None:
+    if table["key"].null_count or len(pc.unique(table["key"])) != len(table):
+        raise InputError(f"{url}: keys are not unique; every row needs a key of its own")
+
+
+def _check_clash(before: Sequence[str], added: Sequence[str], name: str) -> None:
+    # SQL does not tell `Score` from `score`, so neither may stand beside the other
+    known = {column.lower() for column in before}
+    clash = sorted(column for column in added if column != "key" and column.lower() in known)
+    if clash or len({c.lower() for c in added}) != len(added):
+        raise ConfigError(
+            f"{name}: columns {clash or list(added)} stand there already; column names must be "
+            "unique over all folders: score again under another --name"
+        )
+
+
+def _names(table: pa.Table) -> str:
+    return ", ".join(table.column_names)
