@@ -184,14 +184,19 @@ def concat(tables: Sequence[pa.Table]) -> pa.Table:
 def normalise(table: pa.Table) -> pa.Table:
     """Known columns in their known types; large strings, views and dictionaries as plain strings or values.
 
-    Raises:
-        pa.ArrowInvalid: a known column holds values that its type cannot.
+    A list may carry a column that has a known name and means something else (`position` = "top"): it stays as
+    it is.
     """
-    arrays = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        target = KNOWN_TYPES.get(name, _plain(column.type))
-        arrays.append(column if column.type == target else column.cast(target))
+    arrays = [_cast(name, column) for name, column in zip(table.column_names, table.columns, strict=True)]
     return pa.table(arrays, names=table.column_names)
+
+
+def _cast(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    column = column.cast(_plain(column.type))
+    try:
+        return column.cast(KNOWN_TYPES.get(name, column.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return column
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
