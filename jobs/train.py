@@ -7,11 +7,11 @@ stopped by a signal or a STOP file, saved, start again to go on.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
+from jobs.verb import Request, Verb
 from models.training import config as train_config
 from models.training.config import TrainConfig
 from models.training.launch import launch
@@ -20,8 +20,6 @@ from models.training.stopping import EXIT_DONE
 from models.training.table import find_shards
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, *, overwrite: bool = False) -> int:
@@ -39,7 +37,7 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
         if main:
             inputs = shard_fingerprints(config.shards)
             if prepare_run(config, inputs=inputs, overwrite=overwrite):
-                log.info("train: %s is finished already, nothing to do", config.output)
+                print(f"train: {config.output} is finished already, nothing to do", file=sys.stderr)
                 return EXIT_DONE
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -61,7 +59,7 @@ def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:
     known: dict[str, dict[str, str]] = {}
     marks = []
     for url in found:
-        folder = os.path.dirname(url) or "."
+        folder = url.rpartition("/")[0] or "."
         if folder not in known:
             known[folder] = {f"{d.number:08d}.tar": d.content for d in manifest.list_manifests(folder)}
         name = storage.basename(url)
@@ -72,6 +70,12 @@ def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:
         marks.append(f"{name}:{content}")
     return marks
 
+
+def run(config: TrainConfig, request: Request) -> int:
+    return train(config, overwrite=request.options.overwrite)
+
+
+VERB = Verb(config=TrainConfig, run=run)
 
 if __name__ == "__main__":
     from jobs.cli import main

@@ -104,6 +104,20 @@ def read_exported_config(folder: str | Path) -> ExportedConfig:
     return ExportedConfig(**{k: v for k, v in facts.items() if k in known})
 
 
+def model_config(exported: ExportedConfig) -> Any:
+    """The recipe's Config that config.json describes.
+
+    Raises:
+        ValueError: dimensions that this version of the recipe does not have.
+    """
+    kind = RECIPES[exported.recipe].Config
+    valid = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(exported.model.keys() - valid)
+    if unknown:
+        raise ValueError(f"{exported.recipe} has no {', '.join(unknown)}; the model is of another version")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in exported.model.items()})
+
+
 def read_exported_tokenizer(folder: str | Path) -> Tokenizer:
     return load_tokenizer(Path(folder) / TOKENIZER)
 

@@ -44,8 +44,15 @@ class Model(Protocol):
 class FusionModel(Model, Protocol):
     """A model that also matches a picture with a text token by token."""
 
-    def match(self, image_tokens_BND: Tensor, text_states_BTD: Tensor, text_mask_BT: Tensor) -> Tensor:
-        """ITM logits [B, 2]; index 1 is `matched`."""
+    def match(
+        self,
+        image_tokens_BND: Tensor,
+        text_states_BTD: Tensor,
+        text_mask_BT: Tensor,
+        *,
+        rows_B: Tensor | None = None,
+    ) -> Tensor:
+        """ITM logits [B, 2]; index 1 is `matched`. With `rows_B`, text i looks at picture rows_B[i]."""
         ...
 
     def mlm_logits(self, text_ids_BT: Tensor, text_mask_BT: Tensor, image_tokens_BND: Tensor) -> Tensor:

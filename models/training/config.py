@@ -203,7 +203,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; valid: {', '.join(sorted(hints))}")
-    ready = {}
+    ready: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):

@@ -153,8 +153,8 @@ def training_loader(
 ) -> DataLoader[LoadedBatch]:
     """Micro batches in order; with workers, decoded ahead in other processes."""
     return DataLoader(
-        dataset,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,

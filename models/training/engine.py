@@ -64,7 +64,7 @@ class Processes:
         self.is_main = self.rank == 0
         self.device: torch.device = self.accelerator.device
         # flags and counts travel over gloo, so that looking at them never waits for a GPU
-        self.flags = dist.new_group(backend="gloo") if gpu else dist.group.WORLD
+        self.flags: Any = dist.new_group(backend="gloo") if gpu else dist.group.WORLD
 
     def barrier(self) -> None:
         dist.barrier(group=self.flags)

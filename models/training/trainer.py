@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from models.batch import StepContext
-from models.exported import ExportedConfig, load_weights, read_exported_config, write_exported
+from models.exported import ExportedConfig, load_weights, model_config, read_exported_config, write_exported
 from models.images import ImageTransform
 from models.recipes import RECIPES
 from models.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from models.training import checkpoint, rundir
-from models.training.config import TrainConfig, from_dict, local_batch, to_dict
+from models.training.config import TrainConfig, local_batch, to_dict
 from models.training.data import BatchPlan, Collator, LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
 from models.training.optim import build_optimizer, learning_rate
@@ -73,9 +73,9 @@ class Trainer:
             )
         self.steps = config.steps or max(1, round((config.epochs or 0) * self.plan.epoch_steps))
         self.tokenizer = self._tokenizer()
-        model_config = resolve_model_config(config, self.tokenizer)
+        resolved = resolve_model_config(config, self.tokenizer)
         torch.manual_seed(config.seed)  # the same initial weights in every process
-        self.system = RECIPES[config.recipe].build(model_config)
+        self.system = RECIPES[config.recipe].build(resolved)
         if config.init_from:
             load_weights(self.system.model, config.init_from)
             self.system.reset_teacher()
@@ -315,16 +315,12 @@ def resolve_model_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
             raise ValueError(
                 f"init_from {config.init_from} is a {start.recipe}, the recipe is {config.recipe}"
             )
-        base = from_dict(recipe.Config, start.model)
+        base = model_config(start)
     else:
         base = recipe.SIZES[config.size]
     # one construction: values that only fit together (a vocabulary and its special ids) change together
-    return tokenizer.fit(replace(base, **from_dict_values(recipe.Config, config.model)))
-
-
-def from_dict_values(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Overrides as they came from YAML, with lists turned into tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    changes = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.items()}
+    return tokenizer.fit(replace(base, **changes))
 
 
 def make_tokenizer(config: TrainConfig, table: SampleTable, folder: Path) -> None:

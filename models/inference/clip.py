@@ -1,0 +1,155 @@
+"""One interface to any model that puts pictures and texts into one space, for scoring pairs.
+
+    load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k")   an open_clip model, by name and tag
+    load_clip("ViT-B-32", pretrained="weights/mine.pt")     the same, weights from a file
+    load_clip("runs/scorer/model")                          a model of our own trainer (clip, albef)
+
+The cosine of a picture and a text is the inner product of their encodings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.exported import CONFIG, TOKENIZER, WEIGHTS
+from models.inference.load import load_exported, pick_device
+
+#: texts encoded at once
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScorer:
+    """Encoders of pictures and texts.
+
+    name: for people. fingerprint: identifies the weights (and the tokenizer): equal prints, equal scores.
+    preprocess: picture -> float32 [3, H, W]; safe to call from several threads, which the encoders are not.
+    """
+
+    name: str
+    fingerprint: str
+    preprocess: Callable[[Image.Image], Tensor]
+    device: torch.device
+    image_encoder: Callable[[Tensor], Tensor]
+    text_encoder: Callable[[list[str]], Tensor]
+
+    @torch.inference_mode()
+    def encode_images(self, image_BCHW: Tensor) -> Tensor:
+        """Unit vectors, float32 [B, E], on the CPU."""
+        return _unit(self.image_encoder(image_BCHW.to(self.device)))
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Unit vectors, float32 [B, E], on the CPU. Long texts are cut at the model's limit."""
+        if not texts:
+            raise ValueError("no texts to encode")
+        parts = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
+        return torch.cat([_unit(self.text_encoder(part)) for part in parts])
+
+
+def load_clip(
+    model: str, *, pretrained: str | None = None, device: torch.device | str | None = None
+) -> ClipScorer:
+    """Loads a scorer; see the module's examples.
+
+    Raises:
+        ValueError: an unknown model or tag, a missing or unfitting file, weights that cannot be fetched.
+    """
+    place = pick_device(device)
+    if Path(model).is_dir():
+        if pretrained is not None:
+            raise ValueError(f"model {model!r} is a folder with its own weights; leave pretrained away")
+        return _ours(model, place)
+    if "/" in model and not model.startswith("hf-hub:"):
+        raise ValueError(f"model folder {model!r} does not exist; give a model/ folder, or an open_clip name")
+    return _open_clip(model, pretrained, place)
+
+
+def _ours(folder: str, device: torch.device) -> ClipScorer:
+    loaded = load_exported(folder, device=device)
+    network: Any = loaded.model
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        ids_BT, mask_BT = loaded.tokenizer.encode(texts, loaded.exported.max_text_tokens)
+        return network.encode_text(ids_BT.to(device), mask_BT.to(device)).feature_BE
+
+    return ClipScorer(
+        name=f"{loaded.exported.recipe}-{loaded.exported.size}",
+        fingerprint=exported_fingerprint(folder),
+        preprocess=loaded.preprocess,
+        device=device,
+        image_encoder=lambda image_BCHW: network.encode_image(image_BCHW).feature_BE,
+        text_encoder=encode_texts,
+    )
+
+
+def _open_clip(name: str, pretrained: str | None, device: torch.device) -> ClipScorer:
+    import open_clip  # slow to import, and only needed here
+
+    local = pretrained is not None and Path(pretrained).is_file()
+    if not name.startswith("hf-hub:"):
+        _check_open_clip_names(open_clip, name, pretrained, local=local)
+    try:
+        network, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, device=device, weights_only=True
+        )
+    except (RuntimeError, OSError, KeyError) as error:
+        where = f"from {pretrained}" if local else f"with tag {pretrained!r} (is the network reachable?)"
+        raise ValueError(f"open_clip model {name!r} cannot be loaded {where}: {error}") from error
+    network.eval().requires_grad_(False)
+    tokenizer = open_clip.get_tokenizer(name)
+    return ClipScorer(
+        name=f"{name}/{Path(str(pretrained)).name if local else pretrained}",
+        fingerprint=f"{name}:{_sha256(Path(str(pretrained)))}" if local else f"{name}:{pretrained}",
+        preprocess=preprocess,
+        device=device,
+        image_encoder=network.encode_image,
+        text_encoder=lambda texts: network.encode_text(tokenizer(texts).to(device)),
+    )
+
+
+def _check_open_clip_names(open_clip: Any, name: str, pretrained: str | None, *, local: bool) -> None:
+    if name not in open_clip.list_models():
+        raise ValueError(
+            f"open_clip knows no model {name!r}; open_clip.list_models() lists its names. "
+            "For a model of our own trainer give its model/ folder"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"model {name!r} needs pretrained: a weights file or a tag ({', '.join(tags[:4]) or 'none'}); "
+            "scores of random weights mean nothing"
+        )
+    if not local and pretrained.lower().replace("-", "_") not in {t.lower().replace("-", "_") for t in tags}:
+        raise ValueError(
+            f"pretrained {pretrained!r} is neither a file nor a tag of {name}; tags: {', '.join(tags)}"
+        )
+
+
+def exported_fingerprint(folder: str | Path) -> str:
+    """sha256 over the weights, the configuration and the tokenizer of a model folder."""
+    digest = hashlib.sha256()
+    files = [Path(folder) / WEIGHTS, Path(folder) / CONFIG, *sorted((Path(folder) / TOKENIZER).iterdir())]
+    for path in files:
+        digest.update(f"{path.name}:{_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unit(feature_BE: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(feature_BE.float(), dim=-1).cpu()
