@@ -1,9 +1,9 @@
 """Which rows are kept, and why each other row is not: a preset, a predicate, a list of uids.
 
 Pack decides with this, and the report tells with the same function what a threshold would do; so both always
-agree. The first thing that stands against a row names its reason: what the crawl said (`timeout`,
-`too_small`), `not_in_uids`, `PRESET.RULE` of the first failing rule of a preset, or `predicate`. A rule whose
-value is null does not keep the row, and adds `_null` to the reason.
+agree. The first thing that stands against a row names its reason: what the crawl said (`timeout`), or
+`not_in_uids`, or the first failing rule of a preset (`low_clip_score`), or `predicate`. A rule whose value is
+null does not keep the row, and adds `_null` to the reason.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.columns import SUCCESS
-from pipeline.errors import ConfigError
 from pipeline.predicate import PREDICATE, Predicate
+from pipeline.rules import get_preset
 from pipeline.uids import UidSet
 
 NOT_IN_UIDS = "not_in_uids"
@@ -36,27 +36,21 @@ class Selection:
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the preset is unknown or the predicate is not one expression."""
-        from pipeline.rules import PRESETS
-
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ConfigError(f"preset {self.preset!r} is unknown; presets: {', '.join(sorted(PRESETS))}")
         self.rules()
 
     def rules(self) -> list[tuple[str, Predicate]]:
         """Reason and expression of each rule, in the order in which they are asked."""
-        from pipeline.rules import PRESETS
-
         rules = []
         if self.preset is not None:
-            rules += [
-                (f"{self.preset}.{name}", Predicate(text)) for name, text in PRESETS[self.preset].rules()
-            ]
+            rules += [(name, Predicate(text)) for name, text in get_preset(self.preset).rules()]
         if self.where is not None:
             rules.append((PREDICATE, Predicate(self.where)))
         return rules
 
     def check(self, schema: pa.Schema) -> None:
         """Raises ConfigError unless all rules can be asked of tables of this schema."""
+        if self.preset is not None:
+            get_preset(self.preset).check_columns(schema.names)
         for _, rule in self.rules():
             rule.check(schema)
 
@@ -71,7 +65,7 @@ class Selection:
         reasons = pc.if_else(pc.and_(failed, pc.is_null(reasons)), "unknown", reasons)
         if self.uids is not None:
             outside = pc.invert(self.uids.contains(table["uid"]))
-            reasons = _first(reasons, pc.if_else(outside, NOT_IN_UIDS, pa.scalar(None, pa.string())))
+            reasons = pc.coalesce(reasons, pc.if_else(outside, NOT_IN_UIDS, pa.scalar(None, pa.string())))
         # only what could be kept is asked, so that no cast fails on rows without a picture
         for name, rule in self.rules():
             open_rows = pc.indices_nonzero(pc.is_null(reasons))
@@ -82,10 +76,6 @@ class Selection:
             verdict = pc.if_else(pc.is_null(kept), f"{name}_null", verdict)
             reasons = pc.replace_with_mask(reasons, pc.is_null(reasons), verdict.cast(pa.string()))
         return reasons
-
-
-def _first(reasons: pa.Array, others: pa.Array) -> pa.Array:
-    return pc.coalesce(reasons, others)
 
 
 def explain_rows(

@@ -174,5 +174,3 @@ def read_tar(path: Path) -> dict[str, dict[str, bytes]]:
     from pipeline.shards.reader import iter_samples
 
     return {sample.key: sample.members for sample in iter_samples(str(path))}
-
-

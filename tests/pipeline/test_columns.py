@@ -84,7 +84,7 @@ def test_clashing_names_are_refused(tmp_path: Path, name: str) -> None:
 def test_columns_of_other_images_are_refused(tmp_path: Path) -> None:
     images = _images(tmp_path / "images")
     other = make_columns(tmp_path / "a", {0: {"key": ["000000090000"], "clip_score": [0.5]}})
-    with pytest.raises(InputError, match="'000000090000'.*made from other images"):
+    with pytest.raises(InputError, match=r"'000000090000'.*made from other images"):
         columns.read_joined(images, [f"{other}/00000000.parquet"])
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest
+from pipeline import columns, manifest
 from pipeline.errors import ConfigError, InputError
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
+from pipeline.selection import explain_rows
 from pipeline.shards.format import sample_uid
 from pipeline.stages.pack import Pack, PackConfig
 from pipeline.stages.pack.groups import plan_groups, shuffled
@@ -25,9 +26,7 @@ FILES = ("00000000.tar", "00000000.parquet", "00000000_stats.json")
 
 def _world(tmp_path: Path, shards: int = 3) -> tuple[str, str]:
     """Images of 6 rows a shard, of which row 5 failed, and scores of index / 10; row 4 has no score."""
-    images = {
-        n: [crawled(n, i) for i in range(5)] + [crawled(n, 5, reason="timeout")] for n in range(shards)
-    }
+    images = {n: [crawled(n, i) for i in range(5)] + [crawled(n, 5, reason="timeout")] for n in range(shards)}
     keys = {n: [row["key"] for row in rows[:5]] for n, rows in images.items()}
     scores = {n: {"key": k, "clip_score": [0.0, 0.1, 0.2, 0.3, None]} for n, k in keys.items()}
     make_images(tmp_path / "images", images)
@@ -66,7 +65,9 @@ def test_keeps_what_the_rule_says_and_counts_the_rest(tmp_path: Path) -> None:
             assert members["txt"].decode() == row["caption"]
             meta = json.loads(members["json"])
             assert None not in meta.values()
-            assert meta == {k: v for k, v in row.items() if v is not None} | {"clip_score": meta["clip_score"]}
+            assert meta == {k: v for k, v in row.items() if v is not None} | {
+                "clip_score": meta["clip_score"]
+            }
             assert meta["clip_score"] in (0.2, 0.3)
             assert meta["uid"] == sample_uid(row["caption"], row["url"])
             assert meta["page_url"].startswith("http://site.example/page")
@@ -89,7 +90,9 @@ def test_two_runs_give_the_same_bytes_on_the_real_runner(tmp_path: Path) -> None
     assert run_stage(stage, str(tmp_path / "a"), options).exit_code == 0
     run_here(stage, tmp_path / "b")
     names = sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_file())
-    assert names == sorted([*FILES, *(f.replace("00000000", "00000001") for f in FILES), "sizes.json", "wids.json"])
+    assert names == sorted(
+        [*FILES, *(f.replace("00000000", "00000001") for f in FILES), "sizes.json", "wids.json"]
+    )
     for name in names:
         if name != "wids.json":  # names the folder
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -140,7 +143,7 @@ def test_a_rule_is_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         Pack(_config(tmp_path, input=str(tmp_path / "nothing"))).plan([])
     make_images(tmp_path / "images", {n: [crawled(n, 0)] for n in range(5)})
-    with pytest.raises(ConfigError, match="no shard 00000003.*run stage 'score'"):
+    with pytest.raises(ConfigError, match=r"no shard 00000003.*run stage 'score'"):
         Pack(_config(tmp_path)).plan([])
 
 
@@ -246,3 +249,39 @@ def test_unreadable_parquet_fails_the_unit(tmp_path: Path) -> None:
     stage.start()
     with pytest.raises(InputError, match="not a readable parquet"):
         stage.run(unit, tmp_path)
+
+
+def test_presets_name_the_first_failing_rule(tmp_path: Path) -> None:
+    images = [
+        crawled(0, 0, bytes=9000),
+        crawled(0, 1, bytes=9000, caption="abc"),
+        crawled(0, 2, bytes=100),
+        crawled(0, 3, bytes=9000),
+        crawled(0, 4, bytes=9000),
+        crawled(0, 5, reason="too_small"),
+        crawled(0, 6, bytes=9000),
+    ]
+    make_images(tmp_path / "images", {0: images})
+    keys = [row["key"] for row in images if row["key"] != images[5]["key"]]
+    dup = [None, None, None, keys[0], None, None]
+    make_columns(tmp_path / "clip", {0: {"key": keys, "clip_score": [0.5, 0.5, 0.5, 0.5, 0.1, None]}})
+    make_columns(tmp_path / "dedup", {0: {"key": keys, "duplicate_of": dup}})
+    folders = (str(tmp_path / "clip"), str(tmp_path / "dedup"))
+    config = _config(tmp_path, preset="laion400m", columns=folders)
+    expected = {"short_caption": 1, "small_file": 1, "duplicate": 1, "low_clip_score": 1, "too_small": 1}
+    counts = run_here(Pack(config), tmp_path / "out")
+    assert counts.to_json() == {"in": 7, "out": 1, "dropped": {**expected, "low_clip_score_null": 1}}
+    with pytest.raises(ConfigError, match=r"needs column 'duplicate_of'.*pairmill dedup"):
+        Pack(_config(tmp_path, preset="laion400m")).plan([])
+    with pytest.raises(ConfigError, match="laion9"):
+        Pack(_config(tmp_path, preset="laion9"))
+
+
+def test_report_and_pack_agree(tmp_path: Path) -> None:
+    images, clip = _world(tmp_path, shards=1)
+    table = columns.read_joined(f"{images}/00000000.parquet", [f"{clip}/00000000.parquet"])
+    reasons = explain_rows(table, where="clip_score >= 0.2").to_pylist()
+    assert reasons == ["predicate", "predicate", None, None, "predicate_null", "timeout"]
+    run_here(Pack(_config(tmp_path, where="clip_score >= 0.2")), tmp_path / "out")
+    kept = [key for key, reason in zip(table["key"].to_pylist(), reasons, strict=True) if reason is None]
+    assert sorted(_keys(tmp_path / "out")) == kept

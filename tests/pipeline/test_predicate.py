@@ -133,11 +133,10 @@ def test_check_needs_only_the_schema_and_travels_to_workers() -> None:
 def test_any_text_is_a_rule_or_a_clear_refusal(text: str) -> None:
     try:
         answer = Predicate(text).evaluate(TABLE)
-    except ConfigError as error:
-        assert "predicate" in str(error)
-    else:
-        assert len(answer) == len(TABLE)
-        assert answer.type == pa.bool_()
+    except ConfigError:
+        return
+    assert len(answer) == len(TABLE)
+    assert answer.type == pa.bool_()
 
 
 @given(st.lists(st.none() | st.floats(width=32, allow_nan=False), max_size=20), st.floats(-1, 1))
