@@ -1,0 +1,122 @@
+"""The options of the crawl. Light to import: the command line reads it before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.errors import ConfigError
+from pipeline.shards.format import MAX_SHARD_SAMPLES
+from pipeline.stage import operational
+from pipeline.stages.crawl.gate import Gate
+from pipeline.stages.crawl.images import ImageOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """How URLs are fetched.
+
+    Attributes:
+        concurrency: requests at a time in one worker; at most so many bodies of max_bytes are in memory.
+        max_per_host: requests at a time to one host name from one worker.
+        connect_timeout: seconds to look up a name, connect and agree on TLS.
+        read_timeout: seconds until the first byte, and between any two.
+        total_timeout: seconds for one attempt as a whole, redirects and body included.
+        retries: further attempts after timeouts, lost connections, 429 and 5xx answers.
+        backoff: seconds before the first further attempt, doubled each time, plus some chance.
+        max_wait: the longest wait before an attempt; a Retry-After beyond it ends the attempts.
+        max_bytes: larger bodies are dropped as `too_large`.
+        allow_private: `host:port` items that may be fetched although the address is not public or the port
+            is neither 80 nor 443, such as `["127.0.0.1:8000"]`.
+        contact: URL or e-mail address for site owners, sent in the User-Agent.
+        opt_out: X-Robots-Tag directives that are respected; such pictures are dropped as `opt_out`.
+        ca_file: PEM file of further certificate authorities to trust; empty for the system's alone.
+        dns_ttl: seconds that the address of a host is remembered.
+    """
+
+    concurrency: int = operational(128)
+    max_per_host: int = operational(4)
+    connect_timeout: float = operational(10.0)
+    read_timeout: float = operational(10.0)
+    total_timeout: float = operational(30.0)
+    retries: int = operational(2)
+    backoff: float = operational(0.5)
+    max_wait: float = operational(30.0)
+    max_bytes: int = 10 << 20
+    allow_private: list[str] = operational(factory=list)
+    contact: str = operational("")
+    opt_out: list[str] = field(default_factory=lambda: ["noai", "noimageai"])
+    ca_file: str = operational("")
+    dns_ttl: float = operational(600.0)
+
+    def check(self) -> None:
+        """Raises ConfigError where a value makes no sense."""
+        for name in ("concurrency", "max_per_host", "total_timeout", "read_timeout", "max_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"fetch.{name} is {getattr(self, name)}; it must be more than 0")
+        if self.retries < 0:
+            raise ConfigError(f"fetch.retries is {self.retries}; it must be 0 or more")
+        if not self.contact.isprintable() or not self.contact.isascii():
+            raise ConfigError(f"fetch.contact {self.contact!r} must be plain ASCII: it is sent as a header")
+        try:
+            Gate(self.allow_private)
+        except ValueError as error:
+            raise ConfigError(f"fetch.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """What the columns of a list mean. Nothing is needed for `candidates/`, nor where the names are common.
+
+    Attributes:
+        url: column of the URL, or of the file name with local_pictures; null looks for common names.
+        caption: column of the caption; null looks for common names.
+        names: names of the columns of a CSV or TSV without a header line, such as `["caption","url"]`.
+        delimiter: character between the columns of a CSV; empty goes by the file name: comma, or tab for TSV.
+        quotes: whether fields of a CSV or TSV may be quoted; null says yes for CSV and no for TSV, where a
+            quotation mark is part of the text in the lists that are about.
+        carry: further columns to carry along; null takes all.
+        captions: text file with one caption a line, beside a list that has one URL a line.
+    """
+
+    url: str | None = None
+    caption: str | None = None
+    names: list[str] | None = None
+    delimiter: str = ""
+    quotes: bool | None = None
+    carry: list[str] | None = None
+    captions: str | None = operational(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrawlConfig(ImageOptions):
+    """What is crawled, and what becomes of the pictures.
+
+    Attributes:
+        input: a candidates folder, or lists of URLs and captions: paths, globs or URLs of parquet, CSV, TSV,
+            JSONL (also .gz), JSON or text files.
+        columns: what the columns of a list mean.
+        local_pictures: folder of pictures; the lists then name files below it, and nothing is fetched.
+        shard_size: rows a shard is cut from; dropped rows count.
+        fetch: how URLs are fetched.
+        decode_threads: threads of one worker that decode and resize beside the fetching.
+        cpus: CPUs that Ray reserves for one worker.
+    """
+
+    input: list[str] | str = operational("")
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
+    local_pictures: str | None = operational(None)
+    shard_size: int = MAX_SHARD_SAMPLES
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    decode_threads: int = operational(2)
+    cpus: float = operational(1.0)
+
+    def check(self) -> None:
+        """Raises ConfigError where a value makes no sense."""
+        super().check()
+        self.fetch.check()
+        if not self.input:
+            raise ConfigError("input is empty; pass --input with a candidates folder or a list of URLs")
+        if not 1 <= self.shard_size <= MAX_SHARD_SAMPLES:
+            raise ConfigError(f"shard_size {self.shard_size} must be in 1..{MAX_SHARD_SAMPLES}")
+        if self.decode_threads < 1:
+            raise ConfigError(f"decode_threads is {self.decode_threads}; it must be at least 1")

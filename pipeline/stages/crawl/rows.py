@@ -1,0 +1,128 @@
+"""What became of each row, told as img2dataset does: the parquet, a sample's json, the statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.shards.format import sample_uid
+from pipeline.shards.reader import Sample
+from pipeline.stages.crawl.fetch import Fetched
+from pipeline.stages.crawl.images import Picture
+
+#: img2dataset's columns in its order and types, then ours
+SCHEMA = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("exif", pa.string()),
+        ("sha256", pa.string()),
+        ("reason", pa.string()),
+        ("http_status", pa.int32()),
+        ("uid", pa.string()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """One row of the parquet, the carried columns aside. `attempts` goes into sums only: it is chance."""
+
+    row: dict[str, Any]
+    attempts: int
+
+    @property
+    def reason(self) -> str | None:
+        return self.row["reason"]
+
+
+def make_fate(
+    key: str, url: str | None, caption: str | None, fetched: Fetched, picture: Picture | None
+) -> Fate:
+    """Puts together what the fetcher and the image processor say."""
+    failed = fetched if fetched.reason is not None or picture is None else picture
+    status = "success"
+    if fetched.body is None:
+        status = "failed_to_download"
+    elif failed.reason is not None:
+        status = "failed_to_resize"
+    row = {
+        "caption": caption,
+        "url": url,
+        "key": key,
+        "status": status,
+        "error_message": failed.message,
+        "width": picture.width if picture else None,
+        "height": picture.height if picture else None,
+        "original_width": picture.original_width if picture else None,
+        "original_height": picture.original_height if picture else None,
+        "exif": None,
+        "sha256": picture.sha256 if picture else None,
+        "reason": failed.reason,
+        "http_status": fetched.http_status,
+        "uid": sample_uid(caption or "", url or ""),
+        "bytes": len(fetched.body) if fetched.body is not None else None,
+    }
+    return Fate(row=row, attempts=fetched.attempts)
+
+
+def make_sample(fate: Fate, carried: Mapping[str, Any], picture: bytes, suffix: str) -> Sample:
+    """picture, caption and json; the json holds no nulls, which HF datasets cannot type."""
+    facts = {name: _plain(value) for name, value in {**carried, **fate.row}.items()}
+    text = json.dumps({n: v for n, v in facts.items() if v is not None}, ensure_ascii=False)
+    members = {
+        suffix: picture,
+        "json": text.encode("utf-8", "replace"),
+        "txt": (fate.row["caption"] or "").encode("utf-8", "replace"),
+    }
+    return Sample(fate.row["key"], members)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; None where it cannot."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): p for k, v in value.items() if (p := _plain(v)) is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, (bytes, bytearray)) else str(value)
+
+
+def make_table(fates: Sequence[Fate], carried: pa.Table) -> pa.Table:
+    """All rows, in the order of their keys: the carried columns, then `SCHEMA`."""
+    table = pa.Table.from_pylist([f.row for f in fates], schema=SCHEMA)
+    for position, name in enumerate(carried.column_names):
+        table = table.add_column(position, carried.schema.field(name), carried[name])
+    return table
+
+
+def make_stats(fates: Sequence[Fate], *, began: float, ended: float) -> dict[str, Any]:
+    """img2dataset's statistics; times in seconds since 1970."""
+    status = Counter(f.row["status"] for f in fates)
+    return {
+        "count": len(fates),
+        "successes": status["success"],
+        "failed_to_download": status["failed_to_download"],
+        "failed_to_resize": status["failed_to_resize"],
+        "duration": ended - began,
+        "start_time": began,
+        "end_time": ended,
+        "status_dict": dict(Counter(f.row["error_message"] or "success" for f in fates)),
+    }

@@ -1,0 +1,92 @@
+"""One worker of the crawl: an event loop, an HTTP client and a few decoding threads, for its whole life.
+
+While the loop fetches, the threads decode and resize; results are put in the order of their keys, so a
+shard's bytes depend on what the servers sent and on nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.shards.format import sample_key
+from pipeline.stages.crawl.config import CrawlConfig
+from pipeline.stages.crawl.fetch import Fetched, Fetcher, host_of
+from pipeline.stages.crawl.images import Picture, Processor
+from pipeline.stages.crawl.local import LocalPictures
+from pipeline.stages.crawl.ordered import OrderedShard
+from pipeline.stages.crawl.resolve import Lookup
+from pipeline.stages.crawl.rows import Fate, make_fate, make_sample
+from pipeline.stages.crawl.sources import Rows
+from pipeline.stages.crawl.spread import over_hosts
+
+
+class Crawler:
+    """Crawls one piece of a list after the other; opened in the thread that uses it.
+
+    Args:
+        lookup: how host names are looked up, for tests; None asks the system.
+    """
+
+    def __init__(self, config: CrawlConfig, *, lookup: Lookup | None = None) -> None:
+        self.config = config
+        self._process = Processor(config)
+        self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._loop = asyncio.new_event_loop()
+        self._local: LocalPictures | None = None
+        if config.local_pictures:
+            self._local = LocalPictures(config.local_pictures, max_bytes=config.fetch.max_bytes)
+        self._fetcher = self._loop.run_until_complete(self._open(lookup))
+
+    async def _open(self, lookup: Lookup | None) -> Fetcher:
+        return Fetcher(self.config.fetch, lookup=lookup)  # its session must be made inside the running loop
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._fetcher.close())
+        self._loop.close()
+        self._threads.shutdown()
+
+    def crawl(self, number: int, rows: Rows, folder: Path) -> tuple[list[Fate], Path]:
+        """Crawls the rows of shard `number`: (the fates in order, the finished tar in `folder`)."""
+        shard = OrderedShard(folder, "shard")
+        fates = self._loop.run_until_complete(self._all(number, rows, shard))
+        shard.close(len(fates))
+        return fates, shard.path
+
+    async def _all(self, number: int, rows: Rows, shard: OrderedShard) -> list[Fate]:
+        fates: dict[int, Fate] = {}
+        carried = rows.carried.to_pylist() if rows.carried.num_columns else [{}] * len(rows.urls)
+
+        async def one(position: int) -> None:
+            url, caption = rows.urls[position], rows.captions[position]
+            fetched = await self._fetch(url)
+            picture = await self._decode(fetched)
+            fate = make_fate(sample_key(number, position), url, caption, fetched, picture)
+            fates[position] = fate
+            sample = None
+            if picture is not None and picture.data is not None:
+                sample = make_sample(fate, carried[position], picture.data, self.config.encode_format)
+            shard.put(position, sample)
+
+        hosts = ["" if self._local else host_of(url or "") for url in rows.urls]
+        files = self.config.decode_threads * 2  # at a time, from a folder
+        await over_hosts(
+            zip(hosts, range(len(hosts)), strict=True),
+            one,
+            concurrency=files if self._local else self.config.fetch.concurrency,
+            per_host=files if self._local else self.config.fetch.max_per_host,
+        )
+        return [fates[position] for position in range(len(hosts))]
+
+    async def _fetch(self, url: str | None) -> Fetched:
+        if not url:
+            return Fetched(reason="no_url", message="the row has no URL", attempts=0)
+        if self._local is not None:
+            return await self._loop.run_in_executor(self._threads, self._local.read, url)
+        return await self._fetcher.fetch(url)
+
+    async def _decode(self, fetched: Fetched) -> Picture | None:
+        if fetched.body is None:
+            return None
+        return await self._loop.run_in_executor(self._threads, self._process, fetched.body)
