@@ -23,7 +23,7 @@ def _images(folder: Path) -> str:
 
 def test_joins_on_the_key_and_keeps_failed_rows(tmp_path: Path) -> None:
     images = _images(tmp_path / "images")
-    scores = {"key": ["000000000002", "000000000000"], "clip_score": [0.5, 0.25]}
+    scores: dict[str, list] = {"key": ["000000000002", "000000000000"], "clip_score": [0.5, 0.25]}
     first = make_columns(tmp_path / "clip", {0: scores})
     second = make_columns(tmp_path / "dup", {0: {"key": ["000000000000"], "duplicate_of": ["000000000002"]}})
     table = columns.read_joined(images, [f"{f}/00000000.parquet" for f in (first, second)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import columns, manifest
+from pipeline import columns, manifest, session
 from pipeline.errors import ConfigError, InputError
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
@@ -22,6 +23,12 @@ from pipeline.stages.pack.groups import plan_groups, shuffled
 from tests.pipeline.folders import crawled, make_columns, make_foreign, make_images, read_tar, run_here
 
 FILES = ("00000000.tar", "00000000.parquet", "00000000_stats.json")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    with session.shared_session():
+        yield
 
 
 def _world(tmp_path: Path, shards: int = 3) -> tuple[str, str]:
@@ -219,7 +226,7 @@ def test_hostile_captions_and_odd_values_survive(tmp_path: Path) -> None:
     captions = ['<script>alert("x")</script>', "line\nbreak\ttab\x00", "naïve 猫 🐈", "", None]
     make_images(tmp_path / "images", {0: [crawled(0, i, caption=c) for i, c in enumerate(captions)]})
     keys = [f"{i:012d}" for i in range(5)]
-    odd = {"key": keys, "bad": [float("nan"), float("inf"), 0.1, None, 1.0], "many": [["a"]] * 5}
+    odd: dict[str, list] = {"key": keys, "bad": [float("nan"), float("inf"), 0.1, None, 1.0], "many": [["a"]] * 5}
     make_columns(tmp_path / "clip", {0: odd})
     run_here(Pack(_config(tmp_path)), tmp_path / "out")
     tar = read_tar(tmp_path / "out/00000000.tar")
