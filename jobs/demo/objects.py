@@ -14,7 +14,7 @@ from dataclasses import dataclass
 ATTRIBUTION = (
     "Scenes composed of emojis designed by OpenMoji, the open-source emoji and icon project "
     "(https://openmoji.org). License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). "
-    "The emojis were scaled, mirrored and arranged on coloured backgrounds."
+    "The emojis were scaled and arranged on coloured backgrounds."
 )
 
 #: beside English

@@ -125,8 +125,7 @@ def _figure(tag: Tag, style: str, number: int) -> str:
         alt = f"  {alt}\n "
     address = html.escape(tag.written)
     if tag.form == "data-src":
-        placeholder = _PLACEHOLDER if number % 2 else "/static/pixel.gif"
-        picture = f'<img class="lazy" src="{placeholder}" data-src="{address}" alt="{alt}">'
+        picture = f'<img class="lazy" src="{_PLACEHOLDER}" data-src="{address}" alt="{alt}">'
     elif tag.form == "srcset":
         picture = f'<img srcset="{address}" sizes="100vw" alt="{alt}">'
     else:
