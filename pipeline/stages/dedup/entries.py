@@ -1,0 +1,72 @@
+"""What sketch, resolve and mark share: entries, buckets, and tables of which a part can be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.inputs import Shard
+from pipeline.stage import Input
+
+#: what may be compared, in the order in which a reason is given when both hold
+URL_CAPTION, IMAGE = "url_caption", "image"
+KINDS = (URL_CAPTION, IMAGE)
+
+#: one hash of one sample; the kind is its place in KINDS
+ENTRIES = pa.schema(
+    [("bucket", pa.int32()), ("kind", pa.int8()), ("hash", pa.binary(16)), ("key", pa.string())]
+)
+#: `key` is a duplicate of `of`
+LOSERS = pa.schema([("key", pa.string()), ("kind", pa.int8()), ("of", pa.string())])
+
+#: rows of a row group: what is read at least when a part of a table is asked for
+ROW_GROUP = 8192
+
+
+def pair_hash(url: str, caption: str | None) -> bytes:
+    """128 bits of sha256 over URL and caption; the length keeps one from running into the other."""
+    return text_hash(f"{len(url)}:{url}{caption or ''}")
+
+
+def text_hash(text: str) -> bytes:
+    """128 bits of sha256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def bucket_of(digest: bytes, buckets: int) -> int:
+    return int.from_bytes(digest[:8], "big") % buckets
+
+
+def folder_input(folder: str, shards: Sequence[Shard]) -> Input:
+    """A whole folder as one input, marked by the content of all its shards: units that see all shards would
+    otherwise each carry a list of them."""
+    marks = "\n".join(f"{s.number}:{s.input.fingerprint}" for s in shards)
+    return Input(url=folder, fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:12])
+
+
+def write_part(table: pa.Table, path: Path) -> Path:
+    """Writes a sorted table in small row groups, so that `read_where` skips what does not match."""
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+    return path
+
+
+def read_where(url: str, column: str, low: Any, high: Any) -> pa.Table:
+    """The rows with `low <= column <= high`.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    condition = (pc.field(column) >= low) & (pc.field(column) <= high)
+    try:
+        with storage.open_read(url) as stream:
+            return pq.read_table(stream, filters=condition)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise InputError(f"{url}: not a readable parquet ({error}); run dedup again") from error
