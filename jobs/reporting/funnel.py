@@ -1,0 +1,106 @@
+"""The funnel: a bar per stage on one scale, the drop reasons beside it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from jobs.reporting import charts
+from jobs.reporting.books import StageFacts
+from jobs.reporting.gather import Facts
+from jobs.reporting.text import clean, count, plural, share
+
+SHADES = 6
+#: words for drop reasons that do not read well by themselves
+WORDS = {
+    "predicate": "the rule says no",
+    "predicate_null": "the rule has no answer (a value is missing)",
+    "not_in_uids": "not in the list of uids",
+    "missing_in_shard": "no picture in the shard",
+    "http_status": "HTTP error",
+    "dns": "host not found",
+}
+
+
+def reason_words(reason: str) -> str:
+    """A drop reason as a person reads it: `predicate: clip_score >= 0.28` gives `not clip_score >= 0.28`."""
+    name, because, part = reason.partition(": ")
+    if because and name == "predicate":
+        return clean(_unmet(part), 120)
+    if because and name == "predicate_null":
+        return clean(f"no value for {part}", 120)
+    return clean(WORDS.get(reason) or reason.replace("_", " "), 120)
+
+
+def _unmet(part: str) -> str:
+    """A condition that does not hold, in words where it is a simple one."""
+    if part == "duplicate_of IS NULL":
+        return "duplicate of another picture"
+    if found := re.fullmatch(r"(\w+) (>=|>|<=|<) (-?[\d.]+)", part):
+        column, comparison, value = found.groups()
+        opposite = {">=": "below", ">": "not above", "<=": "above", "<": "not below"}[comparison]
+        return f"{column} {opposite} {value}"
+    return f"fails {part}"
+
+
+def shade(position: int) -> str:
+    """The style class of the n-th most frequent reason."""
+    return f"d{min(position, SHADES - 1) + 1}"
+
+
+def funnel(facts: Facts) -> list[dict[str, Any]]:
+    """One entry per given folder: a bar for stages that drop rows, a line for columns and absent stages."""
+    stages = [facts.shown(stage) for stage in facts.stages]
+    whole = max((s.taken for s in stages if s.role != "column"), default=0)
+    return [_entry(stage, whole, facts) for stage in stages]
+
+
+def _entry(stage: StageFacts, whole: int, facts: Facts) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": clean(stage.name), "bar": None, "warnings": _warnings(stage)}
+    if stage.state == "absent":
+        gone = f"; {plural(len(stage.quarantined), 'unit')} failed" if stage.quarantined else ""
+        return {
+            **entry,
+            "sentence": f"This stage has not run (no finished unit in {clean(stage.folder)}){gone}.",
+        }
+    if stage.role == "column":
+        return {**entry, "sentence": _column_words(stage, facts)}
+    segments = [("kept", float(stage.kept))]
+    segments += [(shade(i), float(n)) for i, (_, n) in enumerate(stage.dropped)]
+    reasons = [
+        {"style": shade(i), "name": reason_words(reason), "number": count(n), "share": share(n, stage.taken)}
+        for i, (reason, n) in enumerate(stage.dropped)
+    ]
+    return {
+        **entry,
+        "sentence": stage.sentence,
+        "percent": share(stage.kept, stage.taken),
+        "bar": charts.bar(segments, whole),
+        "reasons": reasons,
+    }
+
+
+def _column_words(stage: StageFacts, facts: Facts) -> str:
+    text = stage.sentence
+    if "dedup" in stage.name and facts.rows:
+        marks: Counter[str] = facts.rows.marks
+        each = ", ".join(
+            f"{count(n)} by {clean(reason).replace('_', ' ')}" for reason, n in marks.most_common()
+        )
+        text += f"; {plural(sum(marks.values()), 'picture')} marked as duplicates" + (
+            f" ({each})" if each else ""
+        )
+    missing = "; ".join(_warnings(stage))
+    return f"{text}." + (f" {missing}" if missing else "")
+
+
+def _warnings(stage: StageFacts) -> list[str]:
+    found = []
+    if stage.planned > stage.units > 0:
+        found.append(f"Not finished: {count(stage.units)} of {plural(stage.planned, 'unit')} stand.")
+    if stage.quarantined:
+        number, error = stage.quarantined[0]
+        failed = plural(len(stage.quarantined), "unit")
+        found.append(f"{failed} failed and stood aside; unit {number}: {clean(error, 200)}")
+    return found
