@@ -7,18 +7,22 @@ unless it is a `data:` placeholder; then what scripts for lazy loading use (`dat
 
 from __future__ import annotations
 
+import codecs
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import ElementNode, HTMLTree
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
-#: one candidate of a srcset (HTML standard, 4.8.4.3.10): a URL may hold commas but not end with one
-_CANDIDATE = re.compile(r"[\s,]*(\S*[^\s,])(?:\s+([^,]*))?(?:,|$)")
+_GAP = re.compile(r"[\s,]*")
+_WORD = re.compile(r"\S*")
 _DESCRIPTOR = re.compile(r"(\d+(?:\.\d+)?)([wx])")
 #: kinds of <source> that the crawl cannot decode to training pictures
 _UNFIT_TYPES = ("image/svg+xml", "image/avif", "image/jxl", "image/heic", "image/gif")
+#: how many elements before an image are looked at, so that a hostile page costs no more than an honest one
+MAX_SOURCES = 16
 
 
 class Link(NamedTuple):
@@ -49,18 +53,28 @@ def find_charset(body: bytes, declared: str | None) -> str:
             return name
     if declared:
         known = map_encoding_to_html5(declared.strip(" \"'"), fallback_utf8=False)
-        if known:
+        if known and _is_codec(known):
             return known
-    return detect_encoding(body, from_html_meta=True) or "utf-8"
+    found = detect_encoding(body, from_html_meta=True)
+    return found if found and _is_codec(found) else "utf-8"
+
+
+def _is_codec(name: str) -> bool:
+    try:
+        codecs.lookup(name)
+    except LookupError:  # the HTML standard knows a few that Python does not
+        return False
+    return True
 
 
 def read_page(body: bytes, charset: str) -> Page:
     """Parses a page with lexbor. Bytes that the charset does not have become U+FFFD, as in a browser.
 
     Raises:
-        ValueError, RuntimeError: the page cannot be decoded or parsed.
+        ValueError: the page cannot be parsed.
     """
-    document = HTMLTree.parse_from_bytes(body, charset, errors="replace").document
+    # decoded here: resiliparse takes the whole page for cp1252 when one byte of its UTF-8 is wrong
+    document = HTMLTree.parse(body.decode(charset, "replace").removeprefix("\ufeff")).document
     if document is None:
         return Page(None, [])
     base = document.query_selector("base[href]")
@@ -88,23 +102,26 @@ def _is_real(url: str) -> bool:
 
 
 def _from_picture(image: ElementNode) -> str | None:
+    """The largest candidate of the first fitting <source> before the image."""
     parent = image.parent_element
     if parent is None or parent.tag != "picture":
         return None
-    for source in parent.query_selector_all("source[srcset]"):
-        if (source.getattr("type") or "").partition(";")[0].strip().lower() in _UNFIT_TYPES:
-            continue
-        url = largest_candidate(source.getattr("srcset") or "")
-        if url:
-            return url
-    return None
+    found, sibling = None, image.prev_element
+    for _ in range(MAX_SOURCES):
+        if sibling is None:
+            break
+        kind = (sibling.getattr("type") or "").partition(";")[0].strip().lower()
+        if sibling.tag == "source" and kind not in _UNFIT_TYPES:
+            found = largest_candidate(sibling.getattr("srcset")) or found
+        sibling = sibling.prev_element
+    return found
 
 
 def largest_candidate(srcset: str | None) -> str | None:
     """The URL of the largest candidate of a srcset, by width (`640w`), else by density (`2x`); the first of
     equals; None where there is none but `data:`."""
-    best, best_size = None, (-1, -1.0)
-    for url, descriptor in _CANDIDATE.findall(srcset or ""):
+    best, best_size = None, (False, -1.0)
+    for url, descriptor in _candidates(srcset or ""):
         if not _is_real(url):
             continue
         found = _DESCRIPTOR.search(descriptor)
@@ -112,3 +129,21 @@ def largest_candidate(srcset: str | None) -> str | None:
         if size > best_size:
             best, best_size = url, size
     return best
+
+
+def _candidates(srcset: str) -> Iterator[tuple[str, str]]:
+    """(URL, descriptor) of each candidate (HTML standard, 4.8.4.3.10): a URL may hold commas, not end in one.
+
+    One pattern for all of it would take quadratic time on hostile pages.
+    """
+    at = 0
+    while (at := _GAP.match(srcset, at).end()) < len(srcset):  # type: ignore[union-attr]
+        word = _WORD.match(srcset, at).group()  # type: ignore[union-attr]
+        at += len(word)
+        if word.endswith(","):
+            yield word.rstrip(","), ""
+            continue
+        end = srcset.find(",", at)
+        end = len(srcset) if end < 0 else end
+        yield word, srcset[at:end].strip()
+        at = end

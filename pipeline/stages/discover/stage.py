@@ -133,7 +133,7 @@ class Candidates:
         self.notes["records"] += 1
         try:
             page = self._read_page(record)
-        except (ValueError, RuntimeError):  # MalformedError, broken JSON, undecodable HTML
+        except ValueError:  # MalformedError, broken JSON, undecodable HTML
             self.notes["malformed"] += 1
             return
         if page is not None and page.links:
