@@ -62,7 +62,7 @@ TRUTH_SCHEMA = pa.schema(
         ("url", pa.string()),  # absolute, as a browser would resolve it; a data: URL is cut to 64 characters
         ("alt", pa.string()),  # the text a reader of the page sees, entities resolved
         ("fault", pa.string()),  # key of FAULTS
-        ("is_wrong_caption", pa.bool_()),
+        ("is_wrong", pa.bool_()),  # null where the filter cannot be judged by it
         ("is_crawlable", pa.bool_()),
         ("scene", pa.string()),  # what the picture shows
         ("caption_scene", pa.string()),  # what the alt text tells; empty where it tells nothing

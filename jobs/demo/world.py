@@ -237,13 +237,14 @@ class _Builder:
         self, picture: website.Planted, shown: list[tuple[pages.Page, pages.Tag]], held: dict[str, str]
     ) -> dict[str, Any]:
         page, tag = shown[0]
+        fault = FAULTS[picture.fault]
         where = {held[page.url] for page, _ in shown}
         return {
             "url": picture.url if not picture.url.startswith("data:") else picture.url[:64],
             "alt": picture.alt,
             "fault": picture.fault,
-            "is_wrong_caption": picture.is_wrong_caption,
-            "is_crawlable": FAULTS[picture.fault].crawlable,
+            "is_wrong": picture.is_wrong_caption if fault.crawlable and fault.told else None,
+            "is_crawlable": fault.crawlable,
             "scene": picture.scene.name,
             "caption_scene": picture.told.name if picture.told else "",
             "overlap": picture.overlap,

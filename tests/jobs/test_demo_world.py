@@ -129,8 +129,9 @@ def test_truth_counts_every_fault(world: World, truth: list[dict]) -> None:
     assert len({row["url"] for row in truth}) == len(truth)
     assert {row["pages"] for row in truth if row["fault"] == "duplicate_pair"} == {3}
     for row in truth:
-        assert row["is_wrong_caption"] == (row["fault"] == "wrong_caption")
-        if row["is_wrong_caption"]:
+        assert bool(row["is_wrong"]) == (row["fault"] == "wrong_caption")
+        assert (row["is_wrong"] is None) >= (not row["is_crawlable"])
+        if row["is_wrong"]:
             assert row["caption_scene"] not in ("", row["scene"])
         elif row["caption_scene"]:
             assert row["caption_scene"] == row["scene"]
