@@ -29,6 +29,8 @@ MAX_REDIRECTS = 5
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 RETRIED_REASONS = frozenset({"timeout", "connection", "dns"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: X-Robots-Tag directives that have a colon themselves: what stands before it is no agent's name
+VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 #: the body of an error page up to this size is read, so that its connection can be used again
 DRAINED_BYTES = 16 << 10
 #: hosts whose connection counts are remembered while idle
@@ -250,11 +252,10 @@ def opts_out(values: Iterable[str], directives: frozenset[str]) -> bool:
     for value in values:
         for_us = True
         for item in value.lower().split(","):
-            name, colon, rest = item.rpartition(":")
-            directive = rest.strip()
-            if colon:
+            name, colon, rest = item.partition(":")
+            if colon and name.strip() not in VALUED_DIRECTIVES:
                 for_us = name.strip() in (AGENT, "*")
-            if for_us and directive in directives:
+            if for_us and (rest if colon else name).strip() in directives:
                 return True
     return False
 
