@@ -19,6 +19,7 @@ from pipeline.stage import Counts
 SENTENCES = {
     "discover": "{out} of {of} image tags became candidate pairs",
     "crawl": "{out} of {of} image links became pictures",
+    "dedup": "{out} of {of} pictures are no duplicate of another; duplicates are marked, pack may drop them",
     "pack": "{out} of {of} pictures became training pairs",
 }
 
@@ -29,7 +30,8 @@ class StageFacts:
 
     Attributes:
         role: what the report asked the folder for: discover, crawl, column, pack.
-        name: the stage that wrote it, or the role where nothing stands.
+        stage: the stage that wrote it, or the role where nothing stands.
+        name: what it is called here: the stage, or a column's own folder.
         folder: its location.
         state: `done`, `partial` (units are missing), `absent` (no such folder, or no finished unit).
         taken: rows that went in.
@@ -46,6 +48,7 @@ class StageFacts:
     """
 
     role: str
+    stage: str
     name: str
     folder: str
     state: str = "absent"
@@ -63,9 +66,9 @@ class StageFacts:
 
     @property
     def sentence(self) -> str:
-        text = SENTENCES.get(self.name) or SENTENCES.get(self.role)
+        text = SENTENCES.get(self.stage) or SENTENCES.get(self.role)
         if text is None:
-            return f"{self.kept:,} of {self.taken:,} pictures have a row in this column"
+            return f"{self.kept:,} of {self.taken:,} pictures were judged"
         return text.format(out=f"{self.kept:,}", of=f"{self.taken:,}")
 
 
@@ -73,18 +76,21 @@ def read_stage(folder: str, role: str) -> StageFacts:
     """Reads the books of one output folder; a missing or empty one is `absent`, never an error."""
     name = storage.basename(folder) if role == "column" else role
     if not storage.isdir(folder):
-        return StageFacts(role=role, name=name, folder=folder)
+        return StageFacts(role=role, stage=role, name=name, folder=folder)
     if not manifest.is_output(folder):
         return _foreign(folder, role)
     manifests = manifest.read_all(folder)
     planned = len(manifest.read_units(folder))
     quarantined = _quarantined(folder)
     if not manifests:
-        return StageFacts(role=role, name=name, folder=folder, planned=planned, quarantined=quarantined)
+        return StageFacts(
+            role=role, stage=role, name=name, folder=folder, planned=planned, quarantined=quarantined
+        )
     counts = manifest.total_counts(manifests)
     newest = max(manifests, key=lambda m: m["finished"])
     return StageFacts(
         role=role,
+        stage=newest["stage"],
         name=name if role == "column" else newest["stage"],
         folder=folder,
         state="done" if len(manifests) >= planned and not quarantined else "partial",
@@ -134,9 +140,10 @@ def _foreign(folder: str, role: str) -> StageFacts:
             if reason != "success":
                 total.drop(str(reason), int(number))
     if not total.taken:
-        return StageFacts(role=role, name=role, folder=folder)
+        return StageFacts(role=role, stage=role, name=role, folder=folder)
     return StageFacts(
         role=role,
+        stage=role,
         name=role,
         folder=folder,
         state="done",

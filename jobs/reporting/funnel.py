@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Any
 
 from jobs.reporting import charts
@@ -20,6 +19,12 @@ WORDS = {
     "missing_in_shard": "no picture in the shard",
     "http_status": "HTTP error",
     "dns": "host not found",
+    "no_alt": "no alt text",
+    "no_url": "no address",
+    "bad_url": "no valid address",
+    "aspect_ratio": "too long and narrow",
+    "not_an_image": "not a JPEG, PNG or WebP",
+    "opt_out": "opted out",
 }
 
 
@@ -30,6 +35,9 @@ def reason_words(reason: str) -> str:
         return clean(_unmet(part), 120)
     if because and name == "predicate_null":
         return clean(f"no value for {part}", 120)
+    preset, dot, rule = reason.partition(".")
+    if dot and rule:
+        return clean(f"{preset}: {rule.replace('_', ' ')}", 120)
     return clean(WORDS.get(reason) or reason.replace("_", " "), 120)
 
 
@@ -50,13 +58,13 @@ def shade(position: int) -> str:
 
 
 def funnel(facts: Facts) -> list[dict[str, Any]]:
-    """One entry per given folder: a bar for stages that drop rows, a line for columns and absent stages."""
+    """One entry per given folder: a bar where rows were dropped or marked, a line otherwise."""
     stages = [facts.shown(stage) for stage in facts.stages]
     whole = max((s.taken for s in stages if s.role != "column"), default=0)
-    return [_entry(stage, whole, facts) for stage in stages]
+    return [_entry(stage, whole) for stage in stages]
 
 
-def _entry(stage: StageFacts, whole: int, facts: Facts) -> dict[str, Any]:
+def _entry(stage: StageFacts, whole: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": clean(stage.name), "bar": None, "warnings": _warnings(stage)}
     if stage.state == "absent":
         gone = f"; {plural(len(stage.quarantined), 'unit')} failed" if stage.quarantined else ""
@@ -64,8 +72,8 @@ def _entry(stage: StageFacts, whole: int, facts: Facts) -> dict[str, Any]:
             **entry,
             "sentence": f"This stage has not run (no finished unit in {clean(stage.folder)}){gone}.",
         }
-    if stage.role == "column":
-        return {**entry, "sentence": _column_words(stage, facts)}
+    if stage.role == "column" and not stage.dropped:
+        return {**entry, "sentence": " ".join([f"{stage.sentence}.", *_warnings(stage)])}
     segments = [("kept", float(stage.kept))]
     segments += [(shade(i), float(n)) for i, (_, n) in enumerate(stage.dropped)]
     reasons = [
@@ -79,20 +87,6 @@ def _entry(stage: StageFacts, whole: int, facts: Facts) -> dict[str, Any]:
         "bar": charts.bar(segments, whole),
         "reasons": reasons,
     }
-
-
-def _column_words(stage: StageFacts, facts: Facts) -> str:
-    text = stage.sentence
-    if "dedup" in stage.name and facts.rows:
-        marks: Counter[str] = facts.rows.marks
-        each = ", ".join(
-            f"{count(n)} by {clean(reason).replace('_', ' ')}" for reason, n in marks.most_common()
-        )
-        text += f"; {plural(sum(marks.values()), 'picture')} marked as duplicates" + (
-            f" ({each})" if each else ""
-        )
-    missing = "; ".join(_warnings(stage))
-    return f"{text}." + (f" {missing}" if missing else "")
 
 
 def _warnings(stage: StageFacts) -> list[str]:

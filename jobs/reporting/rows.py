@@ -55,7 +55,6 @@ class Tally:
         verdicts: pictures per verdict: `kept`, a drop reason, or `seen` where nothing judges yet.
         histograms: `kept`, `dropped`, `right`, `wrong` -> counts in `BINS`.
         unscored: pictures without a score.
-        marks: duplicates per reason.
         truth_scores: scores of the pairs known to be `right` and `wrong`.
         truth: (`right` or `wrong`, `kept` or `dropped`) -> pictures.
         samples: verdict -> rows that may be shown.
@@ -68,7 +67,6 @@ class Tally:
     verdicts: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
     unscored: int = 0
-    marks: Counter[str] = field(default_factory=Counter)
     truth_scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     truth: Counter[tuple[str, str]] = field(default_factory=Counter)
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
@@ -80,7 +78,6 @@ class Tally:
         self.pictures += other.pictures
         self.unscored += other.unscored
         self.verdicts.update(other.verdicts)
-        self.marks.update(other.marks)
         self.truth.update(other.truth)
         self.problems += other.problems
         for name, counts in other.histograms.items():
@@ -207,9 +204,6 @@ def tally_table(
     found = Tally(shards=1, pictures=int(has_picture.sum()))
     found.verdicts = Counter(verdict[has_picture].tolist())
     found.unscored = int(np.isnan(scores[has_picture]).sum())
-    if "duplicate_reason" in table.column_names:
-        marks = _strings(table["duplicate_reason"])
-        found.marks = Counter(marks[(marks != "") & has_picture].tolist())
 
     kept = verdict == (KEPT if explain else SEEN)
     valid = has_picture & ~np.isnan(scores)

@@ -16,12 +16,15 @@ from pipeline import storage
 
 MAX_POINTS = 240  # of a curve in the page; longer ones are averaged down
 MAX_CURVES = 16
+#: fields of a row that tell when it was logged, not how training went
+NO_CURVES = ("step", "seconds")
+#: what evaluate leaves beside its results to know them again
+NO_RESULTS = ("evaluation.json",)
 #: the order in which curves are shown; unknown ones follow by name
 ORDER = ("loss", "itc", "itm", "mlm", "lm", "accuracy", "lr", "grad_norm", "temperature", "samples_per_s")
 UNITS = {
     **dict.fromkeys(("loss", "itc", "itm", "mlm", "lm"), "nats"),
     "samples_per_s": "samples/s",
-    "seconds": "s",
 }
 NAMES = {
     "loss": "total loss",
@@ -98,7 +101,7 @@ def read_run(folder: str) -> RunFacts:
 
 def curves(rows: list[dict[str, Any]]) -> tuple[Curve, ...]:
     """Every numeric field but the step as a curve, in the order a person wants to see them."""
-    names = {n for row in rows for n, v in row.items() if n != "step" and _is_number(v)}
+    names = {n for row in rows for n, v in row.items() if n not in NO_CURVES and _is_number(v)}
     rank = {name: i for i, name in enumerate(ORDER)}
     found = []
     for name in sorted(names, key=lambda n: (rank.get(n, len(rank)), n))[:MAX_CURVES]:
@@ -151,7 +154,7 @@ def _results(folder: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     found = []
     for info in storage.list_files(folder):
         name = storage.basename(info.url)
-        if name.endswith(".json"):
+        if name.endswith(".json") and name not in NO_RESULTS:
             value = _object(read_text(info.url))
             if value:
                 found.append((name.removesuffix(".json"), value))

@@ -113,7 +113,11 @@ def build(root: Path, *, pack: bool = True) -> World:
 
     def dedup(number: int, scratch: Path) -> Output:
         names = {"duplicate_of": "duplicate_of", "duplicate_reason": "duplicate_reason"}
-        return _column(by_shard[number], names, pa.string())
+        output = _column(by_shard[number], names, pa.string())
+        marked = sum(r["duplicate_of"] is not None for r in by_shard[number])
+        taken = output.counts.taken
+        counts = Counts(taken, taken - marked, {"duplicate_url_caption": marked})
+        return Output(parts=output.parts, counts=counts)
 
     Made("discover", candidates, (".parquet",), "part-").write(str(root / "candidates"), range(SHARDS))
     Made("crawl", images, (".tar", ".parquet")).write(str(root / "images"), range(SHARDS))
@@ -246,7 +250,7 @@ def _run(folder: Path) -> None:
         itc, itm, mlm = (v * (1 + rng.gauss(0, 0.05)) for v in (itc, itm, mlm))
         lr = 3e-4 * min(step / 100, 0.5 + 0.5 * math.cos(math.pi * step / 1500))
         row = {"step": step, "loss": itc + itm + mlm, "itc": itc, "itm": itm, "mlm": mlm, "lr": lr}
-        lines.append(json.dumps({**row, "samples_per_s": 212 + rng.gauss(0, 9)}))
+        lines.append(json.dumps({**row, "samples_per_s": 212 + rng.gauss(0, 9), "seconds": step / 3}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1510, "lo')
     semantic = {"recipe": "albef", "size": "tiny", "steps": 1500, "batch_size": 64, "zero": {"stage": 2}}
     (folder / "run.json").write_text(json.dumps({"semantic": semantic, "state": "finished"}))
@@ -276,6 +280,7 @@ def _run(folder: Path) -> None:
         "seconds": 12.9,
     }
     (folder / "eval" / "retrieval.json").write_text(json.dumps(retrieval))
+    (folder / "eval" / "evaluation.json").write_text(json.dumps({"options": [1000], "words": {}}))
     (folder / "eval" / "mlm.json").write_text(json.dumps(mlm_result))
 
 

@@ -77,6 +77,9 @@ def test_funnel_counts_are_those_of_the_manifests(world: World, facts: Facts, pa
     assert f"{tried} of 480 image tags became candidate pairs" in page.text
     assert f"{pictures} of {tried} image links became pictures" in page.text
     assert f"{kept} of {pictures} pictures became training pairs" in page.text
+    marked = sum(r["duplicate_of"] is not None for r in world.pictures)
+    assert f"{pictures - marked} of {pictures} pictures are no duplicate" in page.text
+    assert f"duplicate url caption {marked} " in page.text
     assert dict(facts.stages[1].dropped) == {reason: n * SHARDS for reason, n in REASONS.items()}
     assert facts.pack_stage is not None
     # what the crawl dropped is told at the crawl, and the predicate is told part by part
