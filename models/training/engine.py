@@ -7,14 +7,15 @@ What it hides, found by running accelerate 1.15 with deepspeed 0.19:
 - DeepSpeed compiles its shared-memory communication when it starts on a CPU (about a minute, and a
   compiler must be there). Only tensor-parallel inference uses it, so it is declared unavailable. AdamW is
   torch's own, which needs no compilation either.
-- DeepSpeed's first broadcast views parameters as bytes, which tensors without dimensions (temperatures)
-  refuse; they are broadcast as they are.
+- Parameters without dimensions (temperatures) break DeepSpeed twice: its first broadcast views them as
+  bytes, and its clipping at stage 0 multiplies them by a vector. Both are done here instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -105,6 +106,8 @@ class Engine:
     def __init__(self, processes: Processes, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.processes = processes
         self.model = model
+        self.clips_here = clips_here(processes.config, bf16=processes.bf16)
+        self.norm: float | None = None
         zero = processes.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         elements = sum(p.numel() for p in model.parameters() if p.requires_grad)
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
@@ -123,6 +126,9 @@ class Engine:
     def backward_and_step(self, loss: Tensor) -> None:
         """Back-propagates; at the end of an accumulation also clips and steps."""
         self.engine.backward(loss)
+        if self.clips_here and self.engine.is_gradient_accumulation_boundary():
+            limit = self.processes.config.clip_grad or math.inf
+            self.norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
@@ -130,8 +136,8 @@ class Engine:
             group["lr"] = lr
 
     def gradient_norm(self) -> float | None:
-        """Of the last step, before clipping; None where DeepSpeed does not keep it (stage 0)."""
-        norm = self.engine.get_global_grad_norm()
+        """Of the last step, before clipping; None where DeepSpeed does not keep it."""
+        norm = self.norm if self.clips_here else self.engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def save(self, folder: Path) -> None:
@@ -176,12 +182,17 @@ def _connect(config: TrainConfig, world_size: int, *, gpu: bool, bf16: bool) -> 
     return accelerator
 
 
+def clips_here(config: TrainConfig, *, bf16: bool) -> bool:
+    """Whether gradients are whole and plain, so that torch clips them."""
+    return config.zero.stage == 0 and not bf16
+
+
 def deepspeed_config(config: TrainConfig, world_size: int, *, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's own configuration for this run."""
     return {
         "train_micro_batch_size_per_gpu": local_batch(config, world_size),
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip_grad,
+        "gradient_clipping": 0.0 if clips_here(config, bf16=bf16) else config.clip_grad,
         "zero_optimization": {
             "stage": config.zero.stage,
             "overlap_comm": False,

@@ -27,6 +27,7 @@ GRACE = 10.0
 
 def launch(config: TrainConfig) -> int:
     """Runs `config.processes` workers to their end. Returns 0, 1, 2 or 75."""
+    print(f"train {config.recipe}: starting {config.processes} processes", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="pairmill-train-") as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(to_dict(config)), encoding="utf-8")

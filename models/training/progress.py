@@ -25,19 +25,21 @@ class Progress:
         self.live = self.stream.isatty()
         self.began = time.monotonic()
         self.shown = float("-inf")
+        self.last: tuple[int, str] | None = None
 
     def update(self, done: int, detail: str = "", *, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self.shown < (0.2 if self.live else LOG_EVERY):
             return
-        self.shown = now
+        self.shown, self.last = now, (done, detail)
         line = self._line(done, detail, now - self.began)
         self.stream.write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
         self.stream.flush()
 
     def close(self, done: int, detail: str = "") -> None:
         """Leaves the last line standing."""
-        self.update(done, detail, force=True)
+        if self.last != (done, detail):
+            self.update(done, detail, force=True)
         if self.live:
             self.stream.write("\n")
             self.stream.flush()
