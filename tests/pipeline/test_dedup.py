@@ -128,7 +128,7 @@ def test_bad_options_and_half_done_stages_are_refused(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), max_size=40), st.randoms())
 @settings(max_examples=60, deadline=None)
 def test_losers_are_all_but_the_smallest_of_each_hash(hashes: list[tuple[int, int]], random: Any) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"bucket": 0, "kind": kind, "hash": hashlib.md5(bytes([value])).digest(), "key": f"{at:012d}"}
         for at, (kind, value) in enumerate(hashes)
     ]
