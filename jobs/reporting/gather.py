@@ -14,7 +14,7 @@ from jobs.report import ReportConfig
 from jobs.reporting.books import StageFacts, named, read_stage
 from jobs.reporting.judge import counted_reason, explainer, rule_text
 from jobs.reporting.pictures import thumbnails
-from jobs.reporting.rows import Tally, Truth, ranking_auc, read_truth, tally
+from jobs.reporting.rows import KEPT, Tally, Truth, ranking_auc, read_truth, tally
 from jobs.reporting.runs import RunFacts, read_run
 from jobs.reporting.text import plural
 from pipeline import storage
@@ -23,6 +23,8 @@ PACKAGES = (
     "pairmill", "torch", "deepspeed", "accelerate", "ray", "webdataset", "img2dataset", "open-clip-torch",
     "transformers", "pyarrow", "duckdb",
 )  # fmt: skip
+#: pack's reason for a row that its rule kept and whose picture is not in the tar
+NO_PICTURE = "missing_in_shard"
 #: what rows of an img2dataset folder without a picture are called (pipeline.columns)
 FOREIGN_REASONS = {"failed_to_download", "failed_to_resize", "unknown"}
 
@@ -131,7 +133,7 @@ def gather(config: ReportConfig) -> Facts:
         auc=_auc(rows) if rows and truth else None,
         runs=tuple(read_run(folder) for folder in config.runs),
         versions=versions(),
-        notes=_notes(rows, stages),
+        notes=_notes(rows, in_all, stages),
     )
 
 
@@ -181,7 +183,7 @@ def versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _notes(rows: Tally | None, stages: tuple[StageFacts, ...]) -> tuple[str, ...]:
+def _notes(rows: Tally | None, in_all: int, stages: tuple[StageFacts, ...]) -> tuple[str, ...]:
     notes = [
         f"{storage.basename(s.folder)}: units made with different settings stand side by side"
         for s in stages
@@ -192,4 +194,13 @@ def _notes(rows: Tally | None, stages: tuple[StageFacts, ...]) -> tuple[str, ...
         more = f"; and {len(rows.problems) - 3} more" if len(rows.problems) > 3 else ""
         broken = plural(len(rows.problems), "image shard")
         notes.append(f"{broken} could not be judged; scores and pictures lack them: {shown}{more}")
+    pack = named(stages, "pack")
+    if rows and pack and pack.state == "done" and rows.shards == in_all:
+        packed = pack.kept + dict(pack.dropped).get(NO_PICTURE, 0)
+        now = rows.verdicts[KEPT]
+        if now != packed:
+            notes.append(
+                f"The images or columns have changed since they were packed: the rule would now keep {now:,} "
+                f"pictures, packed were {packed:,}"
+            )
     return tuple(notes)

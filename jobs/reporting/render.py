@@ -143,7 +143,8 @@ def _configs(facts: Facts) -> list[tuple[str, str]]:
         (s.name if s.name in s.folder else f"{s.name} ({storage.basename(s.folder)})", s.resolved)
         for s in facts.stages
     ]
-    found += [(f"train ({run.name})", run.resolved) for run in facts.runs]
+    for run in facts.runs:
+        found += [(f"train ({run.name})", run.resolved), (f"evaluate ({run.name})", run.evaluated)]
     return [(clean(name), redact(printable(text))[:MAX_CONFIG]) for name, text in found if text.strip()]
 
 

@@ -63,6 +63,7 @@ class RunFacts:
         torn: lines of metrics.jsonl that are no JSON (a run killed while it wrote).
         results: (name of the file under eval/, its content).
         resolved: config.yaml.
+        evaluated: eval/config.yaml, how the results were made.
         summary: a few words on what was trained.
     """
 
@@ -75,6 +76,7 @@ class RunFacts:
     torn: int = 0
     results: tuple[tuple[str, dict[str, Any]], ...] = ()
     resolved: str = ""
+    evaluated: str = ""
     summary: str = ""
 
 
@@ -95,6 +97,7 @@ def read_run(folder: str) -> RunFacts:
         torn=torn,
         results=_results(storage.join(folder, "eval")),
         resolved=read_text(storage.join(folder, "config.yaml")),
+        evaluated=read_text(storage.join(folder, "eval", "config.yaml")),
         summary=_summary(record.get("semantic", {})),
     )
 

@@ -280,6 +280,7 @@ def _run(folder: Path) -> None:
         "seconds": 12.9,
     }
     (folder / "eval" / "retrieval.json").write_text(json.dumps(retrieval))
+    (folder / "eval" / "config.yaml").write_text("model: runs/albef\npool: 1000\n")
     (folder / "eval" / "evaluation.json").write_text(json.dumps({"options": [1000], "words": {}}))
     (folder / "eval" / "mlm.json").write_text(json.dumps(mlm_result))
 

@@ -191,6 +191,7 @@ def test_configuration_is_shown_without_secrets(page: Reader) -> None:
     assert "http://…@proxy.example:3128/?…" in page.text
     assert "secret" not in page.text
     assert "recipe: albef" in page.text
+    assert "evaluate (albef) model: runs/albef pool: 1000" in page.text
 
 
 def test_training_and_evaluation_are_shown(facts: Facts, page: Reader) -> None:
@@ -241,6 +242,22 @@ def test_unfinished_and_broken_units_are_told(tmp_path: Path) -> None:
     assert "Counted over 1 of 2 image shards" in text
     assert facts.pack_stage is not None
     assert any(reason == "predicate" for reason, _ in facts.pack_stage.dropped)  # no guess from a part
+
+
+def test_columns_that_changed_after_packing_are_told(tmp_path: Path) -> None:
+    world = build(tmp_path)
+    options = ReportConfig(**world.options(tmp_path / "report.html"))
+    assert gather(options).notes == ()
+    sidecar = tmp_path / "columns" / "clip" / "00000000.parquet"
+    table = pq.read_table(sidecar)
+    pq.write_table(table.set_column(1, "clip_score", pa.nulls(len(table), pa.float32())), sidecar)
+    facts = gather(options)
+    now = sum(row["shard"] != 0 for row in world.kept)
+    assert facts.notes == (
+        f"The images or columns have changed since they were packed: the rule would now keep {now} pictures, "
+        f"packed were {len(world.kept)}",
+    )
+    assert "no value for clip_score >= 0.25" in Reader(render(facts)).text
 
 
 def test_only_a_bounded_choice_of_shards_is_read(world: World, tmp_path: Path) -> None:
