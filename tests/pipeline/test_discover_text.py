@@ -38,7 +38,9 @@ def test_cleaning_gives_tidy_text_and_cleaning_twice_changes_nothing(written: st
     assert cleaned == " ".join(cleaned.split()) == clean_text(cleaned)
     assert unicodedata.is_normalized("NFC", cleaned)
     assert not any(unicodedata.category(c) in ("Cc", "Cs") for c in cleaned)
-    assert not any(unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI") for c in cleaned)
+    assert not any(
+        unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI") for c in cleaned
+    )
 
 
 PAGE = "https://site.example:8443/a/b/page.html?x=1/2#top"

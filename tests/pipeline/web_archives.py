@@ -11,7 +11,9 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 
-def html_record(writer: WARCWriter, url: str, body: bytes, kind: str = "text/html", status: str = "200 OK") -> None:
+def html_record(
+    writer: WARCWriter, url: str, body: bytes, kind: str = "text/html", status: str = "200 OK"
+) -> None:
     headers = StatusAndHeaders(status, [("Content-Type", kind)], protocol="HTTP/1.1")
     record = writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=headers)
     writer.write_record(record)
@@ -90,7 +92,9 @@ def wat_record(url: str, html: dict[str, Any] | None) -> bytes:
     if html is None:  # the record of a request
         metadata = payload["Envelope"]["Payload-Metadata"]
         del metadata["HTTP-Response-Metadata"]
-        metadata["HTTP-Request-Metadata"] = {"Request-Message": {"Method": "GET", "Path": "/", "Version": "1"}}
+        metadata["HTTP-Request-Metadata"] = {
+            "Request-Message": {"Method": "GET", "Path": "/", "Version": "1"}
+        }
     block = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
     return raw_record(block, "metadata", url, "application/json")
 

@@ -181,7 +181,7 @@ def _check_members(source: Source, name: str) -> None:
         if not inflater.eof:
             raise _cut(name, source.position - len(data))
         data = inflater.unused_data
-    if data.strip(b"\x00"):  # zeros may fill up the last block of a tape or a disk
+    if data:
         raise InputError(
             f"archive {name}: {len(data)} bytes behind the last record are no gzip; fetch it again"
         )

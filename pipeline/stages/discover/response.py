@@ -11,13 +11,13 @@ import re
 import zlib
 from typing import NamedTuple
 
-from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader
+from fastwarc.stream_io import BrotliReader, GzipReader
 from fastwarc.warc import WarcRecord
 
 #: a page longer than this is cut here: decoded, it is a bomb or a data dump
 MAX_PAGE_BYTES = 16 << 20
 _HTML = ("text/html", "application/xhtml+xml")
-_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,8}[ \t]*(?:;[^\r\n]*)?\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 
 
 class Body(NamedTuple):
@@ -60,10 +60,24 @@ def read_html(record: WarcRecord) -> Body | None:
 
 
 def _unchunk(data: bytes) -> bytes:
-    # Common Crawl and others store the body joined, and keep the header
-    if not _CHUNK_SIZE.match(data):
+    """Joins the chunks (RFC 9112, 7.1); a cut last chunk gives what there is of it.
+
+    FastWARC's own reader stops at chunk extensions.
+    """
+    parts: list[bytes] = []
+    at = 0
+    while found := _CHUNK_SIZE.match(data, at):
+        size = int(found.group(1), 16)
+        if size == 0:
+            return b"".join(parts)
+        parts.append(data[found.end() : found.end() + size])
+        at = found.end() + size
+        at += 2 if data.startswith(b"\r\n", at) else 1
+    if not parts:  # Common Crawl and others store the body joined, and keep the header
         return data
-    return _read(ChunkedReader(io.BytesIO(data)), "chunked")
+    if at < len(data):
+        raise MalformedError(f"no chunk at byte {at} of a chunked body")
+    return b"".join(parts)
 
 
 def _decode(data: bytes, encoding: str) -> bytes:
@@ -79,7 +93,7 @@ def _decode(data: bytes, encoding: str) -> bytes:
     raise MalformedError(f"unknown content encoding {encoding!r}")
 
 
-def _read(reader: ChunkedReader | GzipReader | BrotliReader, encoding: str) -> bytes:
+def _read(reader: GzipReader | BrotliReader, encoding: str) -> bytes:
     parts, size = [], 0
     try:
         while size < MAX_PAGE_BYTES and (part := reader.read(min(1 << 18, MAX_PAGE_BYTES - size))):
