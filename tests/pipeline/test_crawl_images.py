@@ -52,6 +52,13 @@ def test_formats_in_and_out(suffix: str) -> None:
         assert (header.format, header.height) == ("jpeg" if suffix == "jpg" else suffix, 64)
 
 
+def test_sixteen_bits_do_not_turn_white() -> None:
+    deep = np.full((48, 64, 3), 100 << 8, np.uint16)
+    found = Processor(ImageOptions(image_size=32))(cv2.imencode(".png", deep)[1].tobytes())
+    assert found.data is not None
+    assert abs(cv2.imdecode(np.frombuffer(found.data, np.uint8), cv2.IMREAD_COLOR).mean() - 100) < 2
+
+
 def test_small_pictures_stay_small_unless_asked() -> None:
     small = picture(3, width=40, height=30)
     assert Processor(ImageOptions(image_size=64))(small).height == 30

@@ -78,11 +78,12 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the first bytes of a picture say; width and height in pixels, as stored."""
+    """What the first bytes of a picture say; width and height in pixels, as stored; bits a channel."""
 
     format: Literal["jpeg", "png", "webp"]
     width: int
     height: int
+    bits: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,8 @@ def read_header(data: bytes) -> Header | None:
         if data[:3] == b"\xff\xd8\xff":
             return _jpeg(data)
         if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
-            width, height = struct.unpack_from(">II", data, 16)
-            return _header("png", width, height)
+            width, height, bits = struct.unpack_from(">IIB", data, 16)
+            return _header("png", width, height, bits)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
     except struct.error:  # the header is cut off
@@ -114,8 +115,10 @@ def read_header(data: bytes) -> Header | None:
     return None
 
 
-def _header(kind: Literal["jpeg", "png", "webp"], width: int, height: int) -> Header | None:
-    return Header(format=kind, width=width, height=height) if width > 0 and height > 0 else None
+def _header(kind: Literal["jpeg", "png", "webp"], width: int, height: int, bits: int = 8) -> Header | None:
+    if width < 1 or height < 1:
+        return None
+    return Header(format=kind, width=width, height=height, bits=bits)
 
 
 def _jpeg(data: bytes) -> Header | None:
@@ -168,7 +171,9 @@ class Processor:
             return refused or Picture(reason="not_an_image", message="not an image")
         large = header.width * header.height > LARGE_PIXELS
         with self._large if large else contextlib.nullcontext():
-            data, width, height, original_width, original_height, error = self._resizer(io.BytesIO(body))
+            data, width, height, original_width, original_height, error = self._resizer(
+                io.BytesIO(_eight_bits(body) if header.bits == 16 else body)
+            )
         if error is not None:
             reason = _RESIZER_REASONS.get(error, "damaged")
             return Picture(reason=reason, message=error if reason != "damaged" else "cannot be decoded")
@@ -197,6 +202,19 @@ class Processor:
         if options.max_aspect_ratio is not None and longer / shorter > options.max_aspect_ratio:
             return Picture(reason="aspect_ratio", message="aspect ratio too large"), header
         return None, header
+
+
+def _eight_bits(body: bytes) -> bytes:
+    """A 16-bit picture in 8 bits: the Resizer would cut it off at 255 of 65,535, to plain white."""
+    import cv2
+    import numpy as np
+
+    image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
+        return body  # damaged: the Resizer says so
+    return cv2.imencode(".png", np.right_shift(image, 8).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])[
+        1
+    ].tobytes()
 
 
 def _make_resizer(options: ImageOptions) -> Any:

@@ -8,6 +8,7 @@ with one row for every URL, `N_stats.json`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.stages.crawl.sources import Rows, plan_pieces, split_columns
 
 if TYPE_CHECKING:
     from pipeline.stages.crawl.worker import Crawler
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ColumnOptions", "CrawlConfig", "CrawlStage", "FetchConfig"]
 
@@ -42,6 +45,11 @@ class CrawlStage(Stage):
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         self.config.check()
+        fetch = self.config.fetch
+        if not (fetch.contact or fetch.allow_private or self.config.local_pictures):
+            log.warning(
+                "fetch.contact is empty: site owners cannot reach you; give a URL or an e-mail address"
+            )
         return append_units(planned, plan_pieces(self.config, planned))
 
     def start(self) -> None:
