@@ -6,11 +6,11 @@ import sys
 
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
-from pipeline.stages.pack import PackConfig, PackStage
+from pipeline.stages.pack import Pack, PackConfig
 
 
 def run(config: PackConfig, request: Request) -> int:
-    return run_stages([(PackStage(config), request.output)], request)
+    return run_stages([(Pack(config), request.output)], request)
 
 
 VERB = Verb(config=PackConfig, run=run, stage=True)
