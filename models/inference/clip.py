@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -101,7 +102,8 @@ def _open_clip(name: str, pretrained: str | None, device: torch.device) -> ClipS
         network, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, device=device, weights_only=True
         )
-    except (RuntimeError, OSError, KeyError) as error:
+    except (RuntimeError, OSError, KeyError, AssertionError, AttributeError, UnpicklingError) as error:
+        # open_clip asserts on shapes, and fails in its own ways on files that are no checkpoint
         where = f"from {pretrained}" if local else f"with tag {pretrained!r} (is the network reachable?)"
         raise ValueError(f"open_clip model {name!r} cannot be loaded {where}: {error}") from error
     network.eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""Run as a program by test_training_engine.py: one step of 8 samples as 1 x 8 and as 2 x 4, all ZeRO stages.
+
+Prints JSON: stage/accumulation -> the weights after three steps.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from models.batch import Batch, StepContext
+from models.training.config import TrainConfig, ZeroConfig
+from models.training.engine import Engine, Processes
+from models.training.optim import build_optimizer
+
+
+class Toy(torch.nn.Module):
+    """A mean over samples, so that accumulation must not change the gradient; its scale has no dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, batch: Batch, context: StepContext, extras: dict) -> dict[str, torch.Tensor]:
+        part = (self.linear(batch.image_BCHW.flatten(1)) * self.scale - 1).pow(2).mean()
+        # a log value that is part of the loss and keeps its gradient: it must not be scaled twice
+        return {"loss": part + 0.0, "part": part}
+
+
+def weights(stage: int, accumulation: int, output: str) -> list[float]:
+    AcceleratorState._reset_state(reset_partial_state=False)
+    GradientState._reset_state()
+    config = TrainConfig(
+        shards="-", output=output, steps=3, batch_size=8, accumulation=accumulation,
+        zero=ZeroConfig(stage=stage), clip_grad=0.3,
+    )  # fmt: skip
+    processes = Processes(config)
+    torch.manual_seed(0)
+    model = Toy()
+    optimizer = build_optimizer(model, lr=0.1, weight_decay=0.1, betas=(0.9, 0.98), fused=False)
+    engine = Engine(processes, model, optimizer)
+    for step in range(3):
+        pixels = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(step))
+        engine.set_learning_rate(0.1 / (step + 1))
+        for part in pixels.chunk(accumulation):
+            ids = torch.zeros(len(part), 1, dtype=torch.int64)
+            batch = Batch(image_BCHW=part, text_ids_BT=ids, text_mask_BT=ids, image_id_B=ids[:, 0])
+            loss, _ = engine.losses(batch, StepContext(seed=0, step=step), {})
+            engine.backward_and_step(loss)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+
+
+if __name__ == "__main__":
+    found = {f"{s}/{a}": weights(s, a, sys.argv[1]) for s in (0, 1, 2) for a in (1, 2)}
+    print(json.dumps(found))

@@ -1,0 +1,163 @@
+"""The parts of the trainer that need no run: schedule, parameter groups, run folder, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.training import checkpoint, rundir
+from models.training.config import (
+    TrainConfig,
+    ZeroConfig,
+    check,
+    digest,
+    from_dict,
+    local_batch,
+    semantic,
+    to_dict,
+)
+from models.training.optim import build_optimizer, learning_rate
+from models.training.progress import Metrics, Progress
+
+
+def config(output: Path | str = "run", **changes: object) -> TrainConfig:
+    return TrainConfig(**{"shards": "shards", "output": str(output), "steps": 100, **changes})  # type: ignore[arg-type]
+
+
+def test_the_rate_warms_up_and_ends_at_its_least() -> None:
+    rates = [learning_rate(s, steps=100, lr=1.0, min_lr=0.1, warmup_steps=10) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(0, steps=1, lr=1.0, min_lr=0.1, warmup_steps=0) == 1.0
+
+
+def test_norms_biases_and_temperatures_do_not_decay() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    model.register_parameter("temperature", torch.nn.Parameter(torch.tensor(0.07)))
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=False)
+    decaying, others = optimizer.param_groups
+    assert [p.shape for p in decaying["params"]] == [(4, 4)]
+    assert decaying["weight_decay"] == 0.1
+    assert len(others["params"]) == 4
+    assert others["weight_decay"] == 0.0
+
+
+def test_a_config_survives_its_file_and_unknown_keys_are_refused() -> None:
+    original = config(model={"embed_dim": 64}, zero=ZeroConfig(stage=1))
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(original)))) == original
+    with pytest.raises(ValueError, match=r"TrainConfig has no learning_rate; valid: accumulation"):
+        from_dict(TrainConfig, {"learning_rate": 1})
+
+
+def test_operational_fields_are_no_part_of_the_digest() -> None:
+    base = config()
+    same = config("elsewhere", processes=2, workers=3, log_every=1, checkpoint_every=7, keep_checkpoints=9)
+    assert digest(base, ["a"]) == digest(same, ["a"])
+    assert digest(base, ["a"]) != digest(base, ["b"])
+    assert digest(base, ["a"]) != digest(config(lr=1e-4), ["a"])
+    assert "zero" in semantic(base)
+    assert not {"output", "shards", "processes"} & semantic(base).keys()
+
+
+def test_local_batch_divides_or_says_what_would() -> None:
+    assert local_batch(config(batch_size=48, accumulation=3), 4) == 4
+    with pytest.raises(ValueError, match="use 48"):
+        local_batch(config(batch_size=50, accumulation=3), 4)
+    with pytest.raises(ValueError, match=r"output 's3://bucket/run'"):
+        check(config("s3://bucket/run"))
+
+
+def test_a_run_folder_refuses_another_run_and_can_be_taken_over(tmp_path: Path) -> None:
+    first = config(tmp_path / "run")
+    assert rundir.prepare_run(first, inputs=["a:1"]) is False
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert rundir.prepare_run(first, inputs=["a:1"]) is False
+    with pytest.raises(ValueError, match=r"seed 0 -> 7; zero\.stage 2 -> 1"):
+        rundir.prepare_run(config(tmp_path / "run", seed=7, zero=ZeroConfig(stage=1)), inputs=["a:1"])
+    with pytest.raises(ValueError, match=r"the shards \(1 -> 2, 1 differ\)"):
+        rundir.prepare_run(first, inputs=["a:1", "b:2"])
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert rundir.prepare_run(first, inputs=["a:1", "b:2"], overwrite=True) is False
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_run_needs_its_model(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    rundir.prepare_run(settings, inputs=[])
+    rundir.finish_run(tmp_path)
+    assert rundir.prepare_run(settings, inputs=[]) is False  # finished, but its model was deleted
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    rundir.finish_run(tmp_path)
+    assert rundir.prepare_run(settings, inputs=[]) is True
+
+
+def save(run: Path, step: int, *, keep: int = 2) -> Path:
+    return checkpoint.save(
+        run, step=step, meta={"step": step}, write_parts=lambda f: (f / "part").touch() or None,
+        is_main=True, barrier=lambda: None, keep=keep,
+    )  # fmt: skip
+
+
+def test_checkpoints_appear_whole_and_the_oldest_go(tmp_path: Path) -> None:
+    for step in (1, 2, 30):
+        save(tmp_path, step)
+    assert [checkpoint.step_of(p) for p in checkpoint.list_complete(tmp_path)] == [2, 30]
+    last = checkpoint.last_complete(tmp_path)
+    assert last is not None
+    assert checkpoint.read_meta(last) == {"step": 30}
+    assert (last / "part").exists()
+
+
+def test_a_save_that_was_killed_leaves_the_one_before(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+
+    def killed(folder: Path) -> None:
+        (folder / "part").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(
+            tmp_path, step=2, meta={}, write_parts=killed, is_main=True, barrier=lambda: None, keep=2
+        )
+    unmarked = checkpoint.checkpoint_path(tmp_path, 3)
+    unmarked.mkdir()  # killed between the rename and the marker
+    last = checkpoint.last_complete(tmp_path)
+    assert last is not None
+    assert checkpoint.step_of(last) == 1
+    checkpoint.sweep(tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_metrics_hold_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path, first_step=0)
+    for step in (1, 2, 3):
+        first.write({"step": step})
+    first.close()
+    with path.open("a") as stream:
+        stream.write('{"step": 4, "lo')  # a row cut by a kill
+    again = Metrics(path, first_step=2)
+    again.write({"step": 3, "loss": 0.5})
+    again.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_progress_in_a_file_is_lines() -> None:
+    stream = io.StringIO()
+    progress = Progress("train albef", 10, stream=stream)
+    progress.update(0, "24 samples")
+    progress.update(5, "loss 2.31")  # too soon for another line
+    progress.close(10, "loss 1.00 50 samples/s")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("train albef 0/10 [>")
+    assert lines[1].startswith("train albef 10/10 [====================] loss 1.00 50 samples/s in 0:0")
