@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.stages.discover.archive import read_records
+from pipeline.stages.discover import archive
+from pipeline.stages.discover.archive import Source, read_records
 from tests.pipeline.web_archives import members, raw_record, warc
 
 PAGES = {f"http://site.example/{i}": b"<p>" + bytes(range(48, 110)) * (20 + i) for i in range(4)}
@@ -118,9 +121,29 @@ def test_a_lost_connection_is_no_fault_of_the_archive() -> None:
         read(b"", Drip(big, error_at=1_500_000))
 
 
-def test_memory_is_bounded_by_the_record_under_way() -> None:
-    from pipeline.stages.discover.archive import Source
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("last", [True, False], ids=["at the end", "in the middle"])
+def test_long_records_are_passed_by_in_little_memory(
+    monkeypatch: pytest.MonkeyPatch, packed: bool, last: bool
+) -> None:
+    monkeypatch.setattr(archive, "MAX_RECORD_BYTES", 1 << 20)
+    film = raw_record(random.Random(0).randbytes(8 << 20), "resource", "http://x/film", "video/mp4")
+    page = raw_record(b"<p>", "resource", "http://x/page", "text/html")
+    records = [page, film] if last else [page, film, page]
+    data = members(records) if packed else b"".join(records)
+    expected = ["http://x/page"] * (len(records) - 1)
+    tracemalloc.start()
+    assert [url for _, url, _ in read(b"", Drip(data))] == expected
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 << 20
+    cuts = [len(data) // 2, len(data) - 100] if last else [len(data) // 2, len(data) - 30, len(data) - 12]
+    for size in cuts:
+        with pytest.raises(InputError, match="cut off"):
+            read(data[:size])
 
+
+def test_memory_is_bounded_by_the_record_under_way() -> None:
     big = warc({f"http://site.example/{i}": bytes(range(48, 110)) * 800 for i in range(100)}, packed=False)
     source = Source(io.BytesIO(big), keep_from=0)
     held = []

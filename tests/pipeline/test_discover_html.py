@@ -42,6 +42,14 @@ def test_a_long_srcset_takes_no_long_time() -> None:
         largest_candidate(part * 200_000 + "x")
 
 
+@pytest.mark.timeout(60)
+def test_a_page_of_many_pictures_takes_time_in_proportion() -> None:
+    many = (
+        "<picture>" + "<source srcset=a.avif type=image/avif>" * 5000 + "<img alt=x>" * 20_000 + "</picture>"
+    )
+    assert links(many) == [Link(None, "x")] * 20_000
+
+
 @pytest.mark.parametrize(
     ("tag", "url"),
     [

@@ -26,6 +26,10 @@ from pipeline.errors import InputError
 
 #: enough to hold the first record, a short `warcinfo` in all archives met so far
 HEAD_BYTES = 1 << 20
+#: records longer than this are no pages: they are passed by, in little memory
+MAX_RECORD_BYTES = 32 << 20
+#: bytes, more than FastWARC reads ahead: the start of a record is kept when its position becomes known
+WINDOW = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 _CONTENT_LENGTH = re.compile(rb"\r?\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
@@ -42,12 +46,14 @@ class Source:
 
     Attributes:
         keep_from: position (bytes) before which nothing is needed any more; None keeps nothing.
+        window: keep no more than about so many of the last bytes; None keeps all from `keep_from` on.
         position: bytes handed out so far.
         failed: whether the storage below raised; then it is no fault of the archive.
     """
 
     def __init__(self, stream: Stream, head: bytes = b"", *, keep_from: int | None = None) -> None:
         self.keep_from = keep_from
+        self.window: int | None = None
         self.position = 0
         self.failed = False
         self._stream, self._head = stream, head
@@ -68,7 +74,8 @@ class Source:
                 raise
         self.position += len(data)
         if self.keep_from is not None:
-            self._forget(self.keep_from)
+            first = self.keep_from if self.window is None else self.position - self.window
+            self._forget(max(first, self.keep_from))
             self._kept.append(data)
         return data
 
@@ -86,6 +93,8 @@ class Source:
 
 def read_records(stream: IO[bytes] | Any, name: str) -> Iterator[WarcRecord]:
     """Every record of an archive, HTTP not yet parsed. Read a record before asking for the next one.
+
+    Records over `MAX_RECORD_BYTES`, films and the like, are left out.
 
     Args:
         stream: the raw bytes of the file, plain or gzip.
@@ -105,8 +114,13 @@ def read_records(stream: IO[bytes] | Any, name: str) -> Iterator[WarcRecord]:
         source = Source(stream, head, keep_from=0)
     try:
         for record in ArchiveIterator(source, parse_http=False):  # type: ignore[arg-type]
-            source.keep_from = record.stream_pos
-            yield record
+            source.keep_from, source.window = record.stream_pos, None
+            if record.content_length <= MAX_RECORD_BYTES:
+                yield record
+                continue
+            source.window = WINDOW
+            if record.reader.consume() < record.content_length:
+                raise _cut(name, record.stream_pos)
     except EOFError:
         raise _cut(name, source.position) from None
     except (OSError, zlib.error) as error:
@@ -116,6 +130,8 @@ def read_records(stream: IO[bytes] | Any, name: str) -> Iterator[WarcRecord]:
             f"archive {name}: damaged after byte {source.keep_from} (the last good record starts there): "
             f"{error}; fetch it again or leave it out"
         ) from error
+    if source.window is not None:
+        return  # the last record was a long one, and was measured
     (_check_members if framing == "gzip members" else _check_plain)(source, name)
 
 
@@ -175,7 +191,10 @@ def _check_members(source: Source, name: str) -> None:
     while data.startswith(GZIP_MAGIC):
         inflater = zlib.decompressobj(31)
         try:
-            inflater.decompress(data)
+            left = data
+            while left and not inflater.eof:  # piece by piece: a record may be a bomb
+                inflater.decompress(left, WINDOW)
+                left = inflater.unconsumed_tail
         except zlib.error as error:
             raise InputError(f"archive {name}: damaged after byte {source.keep_from}: {error}") from error
         if not inflater.eof:

@@ -78,7 +78,8 @@ def read_page(body: bytes, charset: str) -> Page:
     if document is None:
         return Page(None, [])
     base = document.query_selector("base[href]")
-    links = [_read_image(image) for image in document.query_selector_all("img")]
+    # values(), for the collection itself asks the whole document anew at each step of a loop over it
+    links = [_read_image(image) for image in document.query_selector_all("img").values()]
     return Page(base.getattr("href") if base is not None else None, links)
 
 
