@@ -226,7 +226,11 @@ def test_hostile_captions_and_odd_values_survive(tmp_path: Path) -> None:
     captions = ['<script>alert("x")</script>', "line\nbreak\ttab\x00", "naïve 猫 🐈", "", None]
     make_images(tmp_path / "images", {0: [crawled(0, i, caption=c) for i, c in enumerate(captions)]})
     keys = [f"{i:012d}" for i in range(5)]
-    odd: dict[str, list] = {"key": keys, "bad": [float("nan"), float("inf"), 0.1, None, 1.0], "many": [["a"]] * 5}
+    odd: dict[str, list] = {
+        "key": keys,
+        "bad": [float("nan"), float("inf"), 0.1, None, 1.0],
+        "many": [["a"]] * 5,
+    }
     make_columns(tmp_path / "clip", {0: odd})
     run_here(Pack(_config(tmp_path)), tmp_path / "out")
     tar = read_tar(tmp_path / "out/00000000.tar")

@@ -210,6 +210,7 @@ def test_bad_options_are_refused_before_anything_runs(tmp_path: Path, model: Pat
         ({"model": "runs/nothing/model"}, "does not exist"),
         ({"pretrained": "laion2b"}, "leave pretrained"),
         ({"model": "ViT-B-32", "pretrained": "/nowhere/weights.pt"}, "is no file"),
+        ({"model": "ViT-B-32"}, "needs --pretrained"),
         ({"input": str(tmp_path / "nothing")}, "does not exist"),
     ):
         given: dict[str, Any] = {"input": images, "model": str(model), **changes}

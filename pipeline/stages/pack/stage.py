@@ -25,7 +25,6 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.selection import Selection
 from pipeline.shards import index
 from pipeline.shards.format import shard_name
-from pipeline.shards.writer import ShardWriter
 from pipeline.stage import Counts, Input, Output, Stage, Unit, operational
 from pipeline.stages.pack.groups import plan_groups, shuffled
 from pipeline.stages.pack.samples import make_sample, open_pool, rows_of
@@ -109,6 +108,9 @@ class Pack(Stage):
             self.selection = Selection(where=config.where, preset=config.preset, uids=subset)
 
     def run(self, unit: Unit, scratch: Path) -> Output:
+        # webdataset brings torch, which the driver does not need
+        from pipeline.shards.writer import ShardWriter
+
         shards = self._shards_of(unit)
         table = columns.concat([_read_shard(images, sidecars) for images, sidecars in shards])
         reasons = self.selection.reasons(table)

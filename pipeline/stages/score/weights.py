@@ -24,6 +24,10 @@ def model_fingerprint(model: str, pretrained: str | None) -> str:
         return _folder_mark(Path(model))
     if "/" in model and not model.startswith("hf-hub:"):
         raise ConfigError(f"model folder {model!r} does not exist; train it first, or give an open_clip name")
+    if pretrained is None and not model.startswith("hf-hub:"):
+        raise ConfigError(
+            f"model {model!r} needs --pretrained: a tag such as laion2b_s34b_b79k, or a checkpoint"
+        )
     if pretrained is not None and Path(pretrained).is_file():
         return _short(f"{model}\n{storage.sha256_file(Path(pretrained))}")
     if pretrained is not None and ("/" in pretrained or Path(pretrained).suffix in (".pt", ".bin", ".pth")):
