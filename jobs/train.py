@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.verb import Request, Verb
 from models.training import config as train_config
 from models.training.config import TrainConfig
 from models.training.launch import launch
-from models.training.rundir import prepare_run
+from models.training.rundir import locked, prepare_run
 from models.training.stopping import EXIT_DONE
 from models.training.table import find_shards
 from pipeline import manifest, storage
@@ -31,21 +32,25 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
     Raises:
         ConfigError: an impossible option, no shards, or a run folder of another configuration.
     """
-    main = os.environ.get("RANK", "0") == "0"
     try:
         train_config.check(config)
-        if main:
-            inputs = shard_fingerprints(config.shards)
+        inputs = shard_fingerprints(config.shards)
+        if os.environ.get("RANK", "0") != "0":
+            return _train_here(config)
+        with locked(Path(config.output)):
             if prepare_run(config, inputs=inputs, overwrite=overwrite):
                 print(f"train: {config.output} is finished already, nothing to do", file=sys.stderr)
                 return EXIT_DONE
+            return _train_here(config) if "WORLD_SIZE" in os.environ else launch(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if "WORLD_SIZE" in os.environ:
-        from models.training.worker import train_here
 
-        return train_here(config)
-    return launch(config)
+
+def _train_here(config: TrainConfig) -> int:
+    """As one of torchrun's processes."""
+    from models.training.worker import train_here
+
+    return train_here(config)
 
 
 def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:

@@ -14,10 +14,12 @@ This module imports no torch, so that a finished run is recognised at once.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,24 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     write_record(folder, {**now, "state": RUNNING})
     write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     return False
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the run folder; the lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: another process is training into this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is training into {folder}; wait for it, or choose another --output"
+            ) from error
+        yield
 
 
 def finish_run(folder: Path) -> None:

@@ -89,6 +89,17 @@ def test_a_run_folder_refuses_another_run_and_can_be_taken_over(tmp_path: Path) 
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path) -> None:
+    with (
+        rundir.locked(tmp_path / "run"),
+        pytest.raises(ValueError, match="another process is training into"),
+        rundir.locked(tmp_path / "run"),
+    ):
+        pass
+    with rundir.locked(tmp_path / "run"):
+        pass
+
+
 def test_a_finished_run_needs_its_model(tmp_path: Path) -> None:
     settings = config(tmp_path)
     rundir.prepare_run(settings, inputs=[])

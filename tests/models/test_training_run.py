@@ -161,7 +161,7 @@ def test_impossible_options_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(configure(shards, tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_an_unknown_dimension_ends_with_2_and_names_the_valid_ones(
@@ -169,3 +169,46 @@ def test_an_unknown_dimension_ends_with_2_and_names_the_valid_ones(
 ) -> None:
     assert train(configure(shards, tmp_path / "run", model={"imagesize": 3}, processes=1)) == 2
     assert "albef has no imagesize; valid: alpha" in capfd.readouterr().err
+
+
+@pytest.mark.prove
+def test_torchrun_trains_the_same_and_a_stop_file_stops_it(
+    shards: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "torchrun"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(configure(shards, run))))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, os, sys; from pathlib import Path; from jobs.train import train\n"
+        "from models.training.config import TrainConfig, from_dict\n"
+        "code = train(from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))\n"
+        "Path(sys.argv[1] + '.' + os.environ['RANK']).write_text(str(code))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, str(program), str(path)], env=environment, cwd=tmp_path)
+    wait_for_rows(run, 2, process)
+    (run / "STOP").touch()
+    assert process.wait(120) == 0
+    assert [(tmp_path / f"config.json.{rank}").read_text() for rank in (0, 1)] == ["75", "75"]
+    assert train(configure(shards, run)) == 0
+    assert_equal_curves(losses(run), losses(undisturbed), 1e-6)
+
+
+def test_too_many_corrupt_samples_end_the_run_with_1_and_their_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_shards(tmp_path / "shards", shards=1, samples=16)
+    tar = folder / "00000000.tar"
+    data = tar.read_bytes()
+    start = data.index(b"\xff\xd8\xff")
+    tar.write_bytes(data[:start] + b"\0" * 400 + data[start + 400 :])
+    config = configure(str(folder), tmp_path / "run", processes=1, accumulation=1, max_corrupt=0.0)
+    assert train(config) == 1
+    errors = capfd.readouterr().err
+    assert "1 of 16 samples cannot be read, more than max_corrupt 0.0 allows" in errors
+    assert "000000000000" in errors
+    allowed = configure(str(folder), tmp_path / "run2", processes=1, accumulation=1, max_corrupt=0.1, steps=2)
+    assert train(allowed) == 0
+    assert "the next one takes its place" in capfd.readouterr().err
