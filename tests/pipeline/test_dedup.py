@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import columns, manifest, session
+from pipeline import columns, manifest
 from pipeline.errors import ConfigError
-from pipeline.runner import run_stage
-from pipeline.runner_options import RunOptions
 from pipeline.stages.dedup import DedupConfig, dedup_stages
 from pipeline.stages.dedup.entries import ENTRIES
 from pipeline.stages.dedup.resolve import find_losers
 from tests.pipeline.folders import crawled, make_foreign, make_images, run_here
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray() -> Iterator[None]:
-    with session.shared_session():
-        yield
 
 
 def _run(images: Path, output: Path, **changes: Any) -> list[Any]:
@@ -91,22 +83,28 @@ def test_pictures_are_hashed_where_the_parquet_has_no_hash(tmp_path: Path) -> No
     assert set(_marks(tmp_path / "dedup")) == {"000010000", "000010002"}
 
 
-def test_on_the_real_runner_twice_and_with_new_shards(tmp_path: Path) -> None:
+def test_new_shards_leave_earlier_marks_as_they_are(tmp_path: Path) -> None:
     world = _world()
     make_images(tmp_path / "images", {0: world[0], 1: world[1]})
-    config, output = DedupConfig(input=str(tmp_path / "images"), buckets=3), str(tmp_path / "dedup")
-    options = RunOptions(workers=1)
-    done = [run_stage(stage, folder, options).done for stage, folder in dedup_stages(config, output)]
-    assert done == [2, 3, 2]
-    before = manifest.list_done(output)
-    done = [run_stage(stage, folder, options).done for stage, folder in dedup_stages(config, output)]
-    assert done == [0, 0, 0]
+    output = tmp_path / "dedup"
+    first = _run(tmp_path / "images", output, buckets=3)
+    before = manifest.list_done(str(output))
+    assert [c.taken for c in _run(tmp_path / "images", output, buckets=3)] == [0, 0, 0]
     make_images(tmp_path / "images", world)
-    for stage, folder in dedup_stages(config, output):
-        run_here(stage, folder)
-    after = manifest.list_done(output)
+    again = _run(tmp_path / "images", output, buckets=3)
+    # resolve sees all again and finds no new loser, so nothing but the new shard is marked
+    assert [c.taken for c in first] == [5, 10, 5]
+    assert [c.taken for c in again] == [3, 16, 3]
+    after = manifest.list_done(str(output))
     # later shards have larger keys: what was said of earlier ones stands, so nothing behind it is redone
     assert {n: after[n].content for n in before} == {n: before[n].content for n in before}
+    assert _marks(output) == EXPECTED
+
+
+def test_stages_travel_to_workers(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", _world())
+    for stage, folder in dedup_stages(DedupConfig(input=str(tmp_path / "images")), str(tmp_path / "dedup")):
+        run_here(pickle.loads(pickle.dumps(stage)), folder)
     assert _marks(tmp_path / "dedup") == EXPECTED
 
 
