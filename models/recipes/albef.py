@@ -20,7 +20,8 @@ Deviations from the paper and its code
 - The queue starts empty instead of full of random vectors.
 - The constant in the choice of negatives is added after the softmax; a row without a negative is left out.
 - No dropout in BERT (the code: 0.1), so that a step depends on its seed alone.
-- Weights start at random here; the paper starts from DeiT and BERT-base, which may be loaded.
+- Weights start at random here (0.02 at width 768, larger at smaller widths); the paper starts from DeiT
+  and BERT-base, which may be loaded.
 - The temperature is bounded in the forward pass instead of being clamped in place.
 """
 
@@ -164,8 +165,8 @@ class AlbefModel(nn.Module):
         self.itm_head = nn.Linear(config.text_width, 2)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         init_vit_(self.vision)
-        init_bert_(self.text)
-        init_bert_(self.mlm_head)
+        init_bert_(self.text, width=config.text_width)
+        init_bert_(self.mlm_head, width=config.text_width)
 
     def image_feature(self, tokens_BND: Tensor) -> Tensor:
         """The unit joint embedding [B, E], float32, of the pictures' [CLS]."""
