@@ -1,4 +1,4 @@
-"""`make demo`: builds a small web whose truth is known, serves it on loopback, and runs the real chain over it.
+"""`make demo`: builds a small web whose truth is known, serves it on loopback, runs the real chain over it.
 
     python -m jobs.demo --folder demo-run
 
