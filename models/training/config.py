@@ -72,7 +72,7 @@ class TrainConfig:
         betas: AdamW's averaging constants.
         clip_grad: largest norm of the gradient; 0 switches clipping off.
         zero: DeepSpeed ZeRO.
-        precision: fp32, bf16 (fp32 weights, bf16 arithmetic), or auto: bf16 on a GPU, fp32 elsewhere.
+        precision: fp32, bf16 (the optimizer keeps fp32 weights), or auto: bf16 on a GPU, fp32 elsewhere.
         seed: of the initial weights, the order, the augmentation and every draw in the model.
         augment: random changes of the pictures.
         image_mean: what is subtracted from each colour.
@@ -80,7 +80,7 @@ class TrainConfig:
         max_corrupt: share of the samples that may be unreadable before the run fails.
         processes: local processes to start; on a machine with GPUs one per GPU.
         workers: data loading workers per process; 0 loads in the process itself.
-        checkpoint_every: steps between checkpoints; 0: only at the end and when stopped.
+        checkpoint_every: steps between checkpoints; 0: only when the run is stopped.
         keep_checkpoints: how many of the newest to keep.
         log_every: steps between rows of metrics.jsonl and TensorBoard.
     """

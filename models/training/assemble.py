@@ -1,0 +1,67 @@
+"""What a run is put together from before its first step: the model's dimensions and the tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.exported import model_config, read_exported_config
+from models.recipes import RECIPES
+from models.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from models.training.config import TrainConfig
+from models.training.table import SampleTable
+
+#: captions that a trained tokenizer sees at most
+TOKENIZER_CAPTIONS = 2_000_000
+
+
+def resolve_model_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
+    """The recipe's Config: a size, the overrides, the tokenizer's vocabulary; or that of `init_from`.
+
+    Raises:
+        ValueError: unknown recipe, size or dimension; names the valid ones.
+    """
+    if config.recipe not in RECIPES:
+        raise ValueError(f"recipe {config.recipe!r} is unknown; there are {', '.join(sorted(RECIPES))}")
+    recipe = RECIPES[config.recipe]
+    if config.size not in recipe.SIZES:
+        raise ValueError(f"{config.recipe} has no size {config.size!r}; there are {', '.join(recipe.SIZES)}")
+    valid = {f.name for f in dataclasses.fields(recipe.Config)}
+    unknown = sorted(config.model.keys() - valid)
+    if unknown:
+        raise ValueError(
+            f"model: {config.recipe} has no {', '.join(unknown)}; valid: {', '.join(sorted(valid))}"
+        )
+    if config.init_from:
+        start = read_exported_config(config.init_from)
+        if start.recipe != config.recipe:
+            raise ValueError(
+                f"init_from {config.init_from} is a {start.recipe}, the recipe is {config.recipe}"
+            )
+        base = model_config(start)
+    else:
+        base = recipe.SIZES[config.size]
+    # one construction: values that only fit together (a vocabulary and its special ids) change together
+    changes = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.items()}
+    return tokenizer.fit(replace(base, **changes))
+
+
+def make_tokenizer(config: TrainConfig, table: SampleTable, folder: Path) -> None:
+    """Trains or copies the tokenizer into the run folder; appears whole or not at all."""
+    temp = folder.with_name(f".{folder.name}.tmp")
+    temp.mkdir(parents=True, exist_ok=True)
+    if config.tokenizer == "train":
+        train_wordpiece(table.captions(TOKENIZER_CAPTIONS), vocab_size=config.vocab_size, folder=temp)
+    else:
+        load_tokenizer(config.tokenizer).save(temp)
+    temp.replace(folder)
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "deepspeed", "accelerate", "transformers")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": sys.version.split()[0], **found}
