@@ -164,3 +164,7 @@ def _normalised(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
 def run_verb(name: str, argv: Sequence[str]) -> int:
     verb, config, request = parse_verb(name, argv)
     return verb.run(config, request)
+
+
+if __name__ == "__main__":
+    entry()
