@@ -1,7 +1,7 @@
 """What a page says about a scene: one template per language and style, filled from the scene.
 
 English inflects. The other languages write as alt texts often do, telegraphically and with the noun in the
-singular beside a number (`Hund (2) links von Auto (1)`), because the names come from a dictionary that knows
+singular beside a number (`2x Hund links von 1x Auto`), because the names come from a dictionary that knows
 no plural.
 """
 
@@ -103,4 +103,4 @@ def telling_words(things: tuple[Thing, ...]) -> dict[str, list[str]]:
 def _group(thing: Thing, count: int, language: str) -> str:
     if language == "en":
         return f"{ENGLISH_NUMBERS[count]} {thing.english(count)}"
-    return f"{thing.names[language]} ({count})"
+    return f"{count}x {thing.names[language]}"

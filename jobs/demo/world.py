@@ -7,7 +7,7 @@
     trusted/            images/, captions.json: scenes with their right captions, to train the scorer on
     heldout/            images/, captions.json: 1000 scenes for evaluation
     truth.parquet       what is planted (see faults.py)
-    bitmaps.npz         the rendered drawings
+    bitmaps.npy         the rendered drawings
 
 The three parts show the same objects in combinations that no other part has. A world is a function of its
 settings and ports: the same give the same bytes.
@@ -153,7 +153,7 @@ class _Builder:
         self.scale: float = settings["scale"]
         self.heldout: int = settings["heldout"]
         self.things: tuple[Thing, ...] = load_things()
-        self.painter = Painter(folder / "bitmaps.npz", self.seed)
+        self.painter = Painter(folder / "bitmaps.npy", self.seed)
 
     def build(self) -> dict[str, int]:
         """Writes everything but the marker; returns counts."""

@@ -73,17 +73,17 @@ def test_captions_state_objects_count_colour_and_relation() -> None:
         relation="left", colour="yellow",
     )  # fmt: skip
     assert captions.caption(scene, things, language="en") == "two buses left of one owl, yellow background"
-    assert captions.caption(scene, things, language="de") == "Bus (2) links von Eule (1), Hintergrund gelb"
+    assert captions.caption(scene, things, language="de") == "2x Bus links von 1x Eule, Hintergrund gelb"
     french = captions.caption(scene, things, language="fr", style=1)
-    assert french == "image de bus (2) à gauche de chouette (1) sur fond jaune"
+    assert french == "image de 2x bus à gauche de 1x chouette sur fond jaune"
     words = captions.telling_words(things)
     assert {"bus", "buses", "owls"} <= set(words["object"])
     assert "yellow" in words["colour"]
 
 
 def test_painting_puts_the_groups_where_the_caption_says(tmp_path: Path) -> None:
-    render_bitmaps(tmp_path / "bitmaps.npz")
-    painter = Painter(tmp_path / "bitmaps.npz", seed=1)
+    render_bitmaps(tmp_path / "bitmaps.npy")
+    painter = Painter(tmp_path / "bitmaps.npy", seed=1)
     middle = PICTURE_SIDE // 2
     for relation, part in {
         "left": np.s_[:, :middle],
