@@ -104,6 +104,8 @@ def worker_environment(rank: int, processes: int, port: int) -> dict[str, str]:
         "MASTER_PORT": port,
         "PAIRMILL_LAUNCHER": os.getpid(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        # waiting threads that spin make a busy machine several times slower
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "TOKENIZERS_PARALLELISM": "false",
     }
     # -m finds the packages of this interpreter's path, and nothing of the current directory in their place
