@@ -1,32 +1,24 @@
 """`pairmill evaluate --model runs/albef --shards held_out --mlm_words words.yaml`: what a model can do.
 
 Retrieval in both directions over a fixed pool of pictures, and accuracy on masked words with and without
-the picture. Writes `retrieval.json`, `mlm.json` and the resolved configuration.
+the picture. Writes `retrieval.json`, `mlm.json` and the resolved configuration. This file imports no torch,
+so that results that stand are recognised at once; the work is in `jobs.evaluation`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from jobs.verb import Request, Verb
-from models.training.progress import Progress
 from models.training.rundir import write_atomic
-from pipeline.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from models.evaluation.pool import Pool
-    from models.inference.load import LoadedModel
-    from models.training.table import SampleTable
-
-log = logging.getLogger(__name__)
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +67,10 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
             f"evaluate: {output} holds the results of this evaluation already, nothing to do", file=sys.stderr
         )
         return 0
+    # before torch is imported: waiting threads that spin make a busy machine several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from jobs.evaluation import run_evaluation
+
     results = run_evaluation(config, folder, words)
     output.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
@@ -83,119 +79,6 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     write_atomic(output / "evaluation.json", json.dumps(mark, indent=1) + "\n")
     print(summary(results), file=sys.stderr)
     return 0
-
-
-def run_evaluation(config: EvaluateConfig, folder: Path, words: dict[str, list[str]]) -> dict[str, Any]:
-    """The results by name, as JSON values."""
-    # before torch is imported: waiting threads that spin make a busy machine four times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from models.evaluation.mlm import evaluate_mlm
-    from models.evaluation.retrieval import evaluate_retrieval
-    from models.inference.load import load_exported
-    from models.training.stopping import TrainingError
-    from models.training.table import build_table, find_shards
-
-    try:
-        loaded = load_exported(folder, device=config.device)
-        table = build_table(find_shards(config.shards))
-    except TrainingError as error:
-        raise InputError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    pool, facts = build_pool(config, table, loaded)
-    model: Any = loaded.model
-    show = _Shown("evaluate")
-    results: dict[str, Any] = {}
-    retrieval = evaluate_retrieval(
-        model, pool, top_k=config.top_k, seed=config.seed, device=loaded.device, report=show
-    )
-    results["retrieval"] = {**retrieval.to_json(), **facts}
-    if words:
-        try:
-            mlm = evaluate_mlm(
-                model, pool, tokenizer=loaded.tokenizer, words=words, seeds=tuple(config.seeds),
-                device=loaded.device, report=show,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ConfigError(f"mlm_words: {error}") from error
-        results["mlm"] = {**mlm.to_json(), **facts}
-    show.close()
-    return results
-
-
-def build_pool(
-    config: EvaluateConfig, table: SampleTable, loaded: LoadedModel
-) -> tuple[Pool, dict[str, Any]]:
-    """The first `pool` readable pictures of a seeded order, each with all its captions in the shards.
-
-    Raises:
-        ConfigError: fewer pictures than asked for.
-    """
-    import numpy as np
-    import torch
-
-    from models.evaluation.pool import Pool
-    from models.images import CorruptImageError, decode
-
-    wanted = config.pool or len(table)
-    place: dict[int, int] = {}
-    pixels, captions, owner = [], [], []
-    corrupt = 0
-    show = _Shown("evaluate")
-    for index in np.random.default_rng(config.seed).permutation(len(table)):
-        try:
-            sample = table.read(int(index))
-            if sample.image_id not in place:
-                if len(place) == wanted:
-                    continue
-                pixels.append(loaded.exported.transform(decode(sample.image)))
-                place[sample.image_id] = len(place)
-                show("reading the pool", len(place), wanted)
-        except (CorruptImageError, ValueError) as error:
-            corrupt += 1
-            log.warning("sample %s cannot be read (%s); left out of the pool", table.keys[index], error)
-            continue
-        captions.append(sample.caption)
-        owner.append(place[sample.image_id])
-    show.close()
-    if len(place) < wanted:
-        raise ConfigError(
-            f"pool {wanted}: the shards hold {len(place)} readable pictures; "
-            f"add shards, or pass --pool {len(place)}"
-        )
-    ids_PT, mask_PT = loaded.tokenizer.encode(captions, loaded.exported.max_text_tokens)
-    pool = Pool(
-        images=[
-            torch.stack(pixels[i : i + config.batch_size]) for i in range(0, len(pixels), config.batch_size)
-        ],
-        pictures=len(place),
-        text_ids_PT=ids_PT,
-        text_mask_PT=mask_PT,
-        text_image_P=torch.tensor(owner),
-    )
-    return pool, {"seed": config.seed, "corrupt": corrupt, "training": loaded.exported.training}
-
-
-class _Shown:
-    """Draws the progress of one piece of work after another."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.what, self.done = "", 0
-        self.line: Progress | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self.what:
-            self.close()
-            self.what, self.line = what, Progress(f"{self.label} {what}", total)
-        assert self.line is not None
-        self.done = done
-        self.line.update(done)
-
-    def close(self) -> None:
-        if self.line is not None:
-            self.line.close(self.done)
-        self.what, self.line = "", None
 
 
 def model_folder(given: str) -> Path:

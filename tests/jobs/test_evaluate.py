@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,15 @@ def test_results_stand_and_a_rerun_leaves_them(world: Path, capsys: pytest.Captu
     assert cli.main(command) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (world / "run" / "eval" / "retrieval.json").stat().st_mtime_ns == before
+
+
+def test_options_are_parsed_without_torch(world: Path) -> None:
+    code = (
+        "import sys; from jobs import cli; cli.parse_verb(sys.argv[1], sys.argv[2:]);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments(world)], check=True)
+    subprocess.run([sys.executable, "-c", code, "train", "--shards", "x", "--output", "y"], check=True)
 
 
 @pytest.mark.parametrize(

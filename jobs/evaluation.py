@@ -1,0 +1,122 @@
+"""The work of `pairmill evaluate`: reads a pool of pictures, asks the model, returns the numbers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.evaluate import EvaluateConfig
+from models.evaluation.mlm import evaluate_mlm
+from models.evaluation.pool import Pool
+from models.evaluation.retrieval import evaluate_retrieval
+from models.images import CorruptImageError, decode
+from models.inference.load import LoadedModel, load_exported
+from models.training.progress import Progress
+from models.training.stopping import TrainingError
+from models.training.table import SampleTable, build_table, find_shards
+from pipeline.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+
+def run_evaluation(config: EvaluateConfig, folder: Path, words: dict[str, list[str]]) -> dict[str, Any]:
+    """The results by name, as JSON values."""
+    try:
+        loaded = load_exported(folder, device=config.device)
+        table = build_table(find_shards(config.shards))
+    except TrainingError as error:
+        raise InputError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    pool, facts = build_pool(config, table, loaded)
+    model: Any = loaded.model
+    show = _Shown("evaluate")
+    results: dict[str, Any] = {}
+    retrieval = evaluate_retrieval(
+        model, pool, top_k=config.top_k, seed=config.seed, device=loaded.device, report=show
+    )
+    results["retrieval"] = {**retrieval.to_json(), **facts}
+    if words:
+        try:
+            mlm = evaluate_mlm(
+                model, pool, tokenizer=loaded.tokenizer, words=words, seeds=tuple(config.seeds),
+                device=loaded.device, report=show,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ConfigError(f"mlm_words: {error}") from error
+        results["mlm"] = {**mlm.to_json(), **facts}
+    show.close()
+    return results
+
+
+def build_pool(
+    config: EvaluateConfig, table: SampleTable, loaded: LoadedModel
+) -> tuple[Pool, dict[str, Any]]:
+    """The first `pool` readable pictures of a seeded order, each with all its captions in the shards.
+
+    Raises:
+        ConfigError: fewer pictures than asked for.
+    """
+    wanted = config.pool or len(table)
+    place: dict[int, int] = {}
+    pixels, captions, owner = [], [], []
+    corrupt = 0
+    show = _Shown("evaluate")
+    for index in np.random.default_rng(config.seed).permutation(len(table)):
+        try:
+            sample = table.read(int(index))
+            if sample.image_id not in place:
+                if len(place) == wanted:
+                    continue
+                pixels.append(loaded.exported.transform(decode(sample.image)))
+                place[sample.image_id] = len(place)
+                show("reading the pool", len(place), wanted)
+        except (CorruptImageError, ValueError) as error:
+            corrupt += 1
+            log.warning("sample %s cannot be read (%s); left out of the pool", table.keys[index], error)
+            continue
+        captions.append(sample.caption)
+        owner.append(place[sample.image_id])
+    show.close()
+    if len(place) < wanted:
+        raise ConfigError(
+            f"pool {wanted}: the shards hold {len(place)} readable pictures; "
+            f"add shards, or pass --pool {len(place)}"
+        )
+    ids_PT, mask_PT = loaded.tokenizer.encode(captions, loaded.exported.max_text_tokens)
+    pool = Pool(
+        images=[
+            torch.stack(pixels[i : i + config.batch_size]) for i in range(0, len(pixels), config.batch_size)
+        ],
+        pictures=len(place),
+        text_ids_PT=ids_PT,
+        text_mask_PT=mask_PT,
+        text_image_P=torch.tensor(owner),
+    )
+    return pool, {"seed": config.seed, "corrupt": corrupt, "training": loaded.exported.training}
+
+
+class _Shown:
+    """Draws the progress of one piece of work after another."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.what, self.done = "", 0
+        self.line: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self.what:
+            self.close()
+            self.what, self.line = what, Progress(f"{self.label} {what}", total)
+        assert self.line is not None
+        self.done = done
+        self.line.update(done)
+
+    def close(self) -> None:
+        if self.line is not None:
+            self.line.close(self.done)
+        self.what, self.line = "", None
