@@ -9,6 +9,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from pipeline import storage
 from pipeline.errors import InputError
@@ -74,11 +75,7 @@ def read_member(url: str, offset: int, size: int) -> bytes:
 
 def _members(url: str, *, with_data: bool) -> Iterator[tuple[str, str, int, int, bytes]]:
     try:
-        # Indexing seeks over the data; reading streams, which never loops on a forged negative size.
-        with (
-            storage.open_read(url) as stream,
-            tarfile.open(fileobj=stream, mode="r|" if with_data else "r:") as tar,
-        ):
+        with storage.open_read(url) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             last = -1
             for member in tar:
                 if member.offset <= last:
@@ -96,8 +93,18 @@ def _members(url: str, *, with_data: bool) -> Iterator[tuple[str, str, int, int,
                 source = tar.extractfile(member) if with_data else None
                 data = source.read() if source else b""
                 yield key, suffix.lower(), member.offset_data, member.size, data
+            _check_end(stream, tar.offset, url)
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{url}: not a readable tar ({error}); verify it, or delete it and rerun") from error
+
+
+def _check_end(stream: IO[bytes], offset: int, url: str) -> None:
+    """A tar ends with a block of zeros. tarfile takes any other end for one as well: a cut between two
+    members, or a damaged header, would pass for a whole shard with fewer samples."""
+    stream.seek(offset)
+    mark = stream.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+        raise InputError(f"{url}: no end mark at byte {offset}; the shard was cut off or is damaged there")
 
 
 def _add(members: dict, suffix: str, value: object, url: str, key: str) -> None:
