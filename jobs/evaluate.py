@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from jobs.verb import Request, Verb
-from models.training.rundir import write_atomic
+from pipeline import storage
 from pipeline.errors import ConfigError
 
 
@@ -74,9 +74,11 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     results = run_evaluation(config, folder, words)
     output.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        write_atomic(output / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    write_atomic(output / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
-    write_atomic(output / "evaluation.json", json.dumps(mark, indent=1) + "\n")
+        storage.write_bytes(str(output / f"{name}.json"), (json.dumps(result, indent=1) + "\n").encode())
+    storage.write_bytes(
+        str(output / "config.yaml"), (yaml.safe_dump(_plain(asdict(config)), sort_keys=False)).encode()
+    )
+    storage.write_bytes(str(output / "evaluation.json"), (json.dumps(mark, indent=1) + "\n").encode())
     print(summary(results), file=sys.stderr)
     return 0
 

@@ -15,10 +15,10 @@ from models.evaluation.pool import Pool
 from models.evaluation.retrieval import evaluate_retrieval
 from models.images import CorruptImageError, decode
 from models.inference.load import LoadedModel, load_exported
-from models.training.progress import Progress
 from models.training.stopping import TrainingError
 from models.training.table import SampleTable, build_table, find_shards
 from pipeline.errors import ConfigError, InputError
+from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class _Shown:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self.what:
             self.close()
-            self.what, self.line = what, Progress(f"{self.label} {what}", total)
+            self.what, self.line = what, Progress(f"{self.label} {what}", total, unit="")
         assert self.line is not None
         self.done = done
         self.line.update(done)

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import manifest, storage
+from pipeline.settings import semantic_config
 from pipeline.shards.format import shard_name
-from pipeline.stage import Output, Payload, Stage, Unit, semantic_config
+from pipeline.stage import Output, Payload, Stage, Unit
 
 
 def run_and_commit(stage: Stage, unit: Unit, output: str, *, stale: Sequence[str] = ()) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Execution:
                 self._end_hung()
                 if self.stop and self._stop_now():
                     break
-                self.progress.update(self.summary.done, self.summary.detail())
+                self.progress.update(self.plan.done + self.summary.done, self.summary.detail())
             self.summary.stopped = bool(self.stop) and bool(self.waiting or self.flights)
         finally:
             for worker in [*self.idle, *(f.worker for f in self.flights.values())]:

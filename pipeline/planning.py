@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
 from pipeline.manifest import Done
+from pipeline.settings import differences, semantic_config
 from pipeline.shards.format import shard_name
-from pipeline.stage import Stage, Unit, semantic_config
+from pipeline.stage import Stage, Unit
 
 
 @dataclass(kw_only=True)
@@ -73,14 +73,12 @@ def make_plan(
 
 def _refuse_unless_allowed(stage: Stage, unit: Unit, done: Done, output: str) -> None:
     record = manifest.read(done)
-    differences = describe_difference(stage, unit, record)
-    if stage.redo_on_new_inputs and all(
-        d.startswith("inputs") or d.startswith("source") for d in differences
-    ):
+    reasons = describe_difference(stage, unit, record)
+    if stage.redo_on_new_inputs and all(r.startswith(("inputs", "source")) for r in reasons):
         return
     raise ConfigError(
         f"{output}: unit {shard_name(unit.number)} of stage {stage.name} was made differently: "
-        + "; ".join(differences)
+        + "; ".join(reasons)
         + ". Pass --overwrite to redo such units, or choose another --output"
     )
 
@@ -92,7 +90,7 @@ def describe_difference(stage: Stage, unit: Unit, record: dict[str, Any]) -> lis
         found.append(f"it is output of stage {record['stage']}")
     if record["version"] != stage.version:
         found.append(f"stage version {record['version']} -> {stage.version}")
-    found += list(compare(record["config"], _plain(semantic_config(stage.config))))
+    found += differences(record["config"], semantic_config(stage.config))
     if record["source"] != _plain(dict(unit.source)):
         found.append(f"source {json.dumps(record['source'])} -> {json.dumps(unit.source)}")
     before = [i["fingerprint"] for i in record["inputs"]]
@@ -101,18 +99,6 @@ def describe_difference(stage: Stage, unit: Unit, record: dict[str, Any]) -> lis
         changed = [i["name"] for i in record["inputs"] if i["fingerprint"] not in now]
         found.append(f"inputs changed ({', '.join(changed[:3]) or 'added or removed'})")
     return found or ["the digest alone differs"]
-
-
-def compare(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Sequence[str]:
-    """Differences of two configs as `name old -> new`."""
-    found: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += compare(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} {json.dumps(old)} -> {json.dumps(new)}")
-    return found
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> S
     task = options.parsed_task()
     plan = make_plan(stage, output, overwrite=options.overwrite, limit=options.limit, task=task)
     summary = Summary(stage=stage.name, units=len(plan.units), done_before=plan.done)
-    progress = Progress(stage.name, len(plan.units), done_before=plan.done)
+    progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:
         # Importing Ray takes longer than planning a finished stage.
         from pipeline import on_ray
@@ -34,7 +34,7 @@ def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> S
     if whole and not summary.failed and not summary.stopped:
         stage.finish(output)
     summary.exit_code = _exit_code(summary, options)
-    progress.close(summary.detail())
+    progress.close(plan.done + summary.done, summary.detail())
     return summary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.stage import operational
+from pipeline.settings import operational
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,54 +7,21 @@ shards) and turns one unit into one `Output`: named parts and a count per drop r
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import pyarrow as pa
 
+from pipeline.settings import semantic_config
+
 #: what a stage may hand over as one part: a table (written as parquet), a finished local file, bytes, JSON
 Payload: TypeAlias = "pa.Table | Path | bytes | dict[str, Any]"
-
-
-def operational(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
-    """A config field that does not change the output (workers, timeouts, politeness, locations).
-
-    Every other field is semantic: it is part of the digest of each unit, and changing it over an existing
-    output is refused.
-    """
-    if factory is not None:
-        return field(default_factory=factory, metadata={"operational": True})
-    return field(default=default, metadata={"operational": True})
-
-
-def semantic_config(config: Any) -> dict[str, Any]:
-    """The fields of a config dataclass that change the output, nested ones included, as JSON values."""
-    found = {}
-    for f in dataclasses.fields(config):
-        if f.metadata.get("operational"):
-            continue
-        found[f.name] = _json_value(getattr(config, f.name))
-    return found
-
-
-def _json_value(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return semantic_config(value)
-    if isinstance(value, Mapping):
-        return {str(k): _json_value(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [_json_value(v) for v in value]
-        return sorted(items) if isinstance(value, (set, frozenset)) else items
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

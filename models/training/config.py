@@ -1,6 +1,6 @@
 """What one training run is: every option, its default, and which of them change the result.
 
-A field with `metadata={"operational": True}` says where, how fast or how talkative a run is; every other
+A field made with `operational` says where, how fast or how talkative a run is; every other
 field is semantic: it is part of the run's digest, and a run folder refuses to go on under another one.
 This module imports no torch: planning a run must be instant.
 """
@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pipeline.settings import operational, semantic_config
+
 #: mean and standard deviation of OpenAI's CLIP, which ALBEF and BLIP use as well
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_OPERATIONAL = {"operational": True}
 T = TypeVar("T")
 
 
@@ -85,8 +86,8 @@ class TrainConfig:
         log_every: steps between rows of metrics.jsonl and TensorBoard.
     """
 
-    shards: str | list[str] = field(metadata=_OPERATIONAL)
-    output: str = field(metadata=_OPERATIONAL)
+    shards: str | list[str] = operational()
+    output: str = operational()
     recipe: str = "albef"
     size: str = "tiny"
     model: dict[str, Any] = field(default_factory=dict)
@@ -111,11 +112,11 @@ class TrainConfig:
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
     max_corrupt: float = 0.01
-    processes: int = field(default=1, metadata=_OPERATIONAL)
-    workers: int = field(default=0, metadata=_OPERATIONAL)
-    checkpoint_every: int = field(default=500, metadata=_OPERATIONAL)
-    keep_checkpoints: int = field(default=2, metadata=_OPERATIONAL)
-    log_every: int = field(default=10, metadata=_OPERATIONAL)
+    processes: int = operational(1)
+    workers: int = operational(0)
+    checkpoint_every: int = operational(500)
+    keep_checkpoints: int = operational(2)
+    log_every: int = operational(10)
 
 
 def check(config: TrainConfig) -> None:
@@ -171,20 +172,9 @@ def local_batch(config: TrainConfig, world_size: int) -> int:
     return config.batch_size // parts
 
 
-def semantic(config: Any) -> dict[str, Any]:
-    """The fields that change the result, nested dataclasses included, as JSON values."""
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        if f.metadata.get("operational"):
-            continue
-        value = getattr(config, f.name)
-        found[f.name] = semantic(value) if dataclasses.is_dataclass(value) else value
-    return json.loads(json.dumps(found))
-
-
 def digest(config: TrainConfig, inputs: Sequence[str]) -> str:
     """16 hex digits over the semantic fields and the fingerprints of the shards."""
-    payload = json.dumps({"config": semantic(config), "inputs": list(inputs)}, sort_keys=True)
+    payload = json.dumps({"config": semantic_config(config), "inputs": list(inputs)}, sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 

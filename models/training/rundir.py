@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,9 @@ from typing import Any
 
 import yaml
 
-from models.training.config import TrainConfig, digest, semantic, to_dict
+from models.training.config import TrainConfig, digest, to_dict
+from pipeline import storage
+from pipeline.settings import differences, semantic_config
 
 FINISHED, RUNNING = "finished", "running"
 
@@ -43,7 +44,7 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     folder = Path(config.output)
     (folder / "STOP").unlink(missing_ok=True)
     record = read_record(folder)
-    now = {"semantic": semantic(config), "inputs": list(inputs), "digest": digest(config, inputs)}
+    now = {"semantic": semantic_config(config), "inputs": list(inputs), "digest": digest(config, inputs)}
     if record is not None and record["digest"] != now["digest"]:
         if not overwrite:
             differences = "; ".join(compare(record, now)) or "the digest alone differs"
@@ -57,7 +58,9 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
         return True
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, {**now, "state": RUNNING})
-    write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    storage.write_bytes(
+        str(folder / "config.yaml"), (yaml.safe_dump(to_dict(config), sort_keys=False)).encode()
+    )
     return False
 
 
@@ -99,34 +102,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    write_atomic(folder / "run.json", json.dumps(record, indent=1) + "\n")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temp.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temp.replace(path)
+    storage.write_bytes(str(folder / "run.json"), (json.dumps(record, indent=1) + "\n").encode())
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two records, as `name old -> new`."""
-    found = list(_differences(before["semantic"], now["semantic"], ""))
+    found = differences(before["semantic"], now["semantic"])
     if before["inputs"] != now["inputs"]:
         changed = len(set(before["inputs"]) ^ set(now["inputs"]))
         found.append(f"the shards ({len(before['inputs'])} -> {len(now['inputs'])}, {changed} differ)")
-    return found
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
-    found: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} {json.dumps(old)} -> {json.dumps(new)}")
     return found

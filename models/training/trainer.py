@@ -27,10 +27,11 @@ from models.training.assemble import make_tokenizer, resolve_model_config, versi
 from models.training.config import TrainConfig, local_batch, to_dict
 from models.training.data import BatchPlan, Collator, LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
+from models.training.metrics import Metrics
 from models.training.optim import build_optimizer, learning_rate
-from models.training.progress import Metrics, Progress
 from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
 from models.training.table import build_table, find_shards
+from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Trainer:
         batches = iter(self._loader())
         self.processes.start_tensorboard(first_step=self.first_step)
         metrics = Metrics(self.folder / "metrics.jsonl", first_step=self.first_step) if main else None
-        progress = Progress(f"train {config.recipe}", self.steps, done=self.first_step)
+        progress = Progress(f"train {config.recipe}", self.steps, first=self.first_step, unit="steps")
         began, last_time, last_step = time.monotonic(), time.monotonic(), self.first_step
         detail = f"{len(self.table)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
         if main:

@@ -17,7 +17,7 @@ from jobs.status import collect, render
 from jobs.verb import Request, Verb
 from pipeline import manifest
 from pipeline.errors import ConfigError
-from pipeline.stage import operational
+from pipeline.settings import operational
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
 

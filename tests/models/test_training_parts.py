@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from models.training.config import (
     digest,
     from_dict,
     local_batch,
-    semantic,
     to_dict,
 )
+from models.training.metrics import Metrics
 from models.training.optim import build_optimizer, learning_rate
-from models.training.progress import Metrics, Progress
+from pipeline.settings import semantic_config
 
 
 def config(output: Path | str = "run", **changes: object) -> TrainConfig:
@@ -61,8 +60,8 @@ def test_operational_fields_are_no_part_of_the_digest() -> None:
     assert digest(base, ["a"]) == digest(same, ["a"])
     assert digest(base, ["a"]) != digest(base, ["b"])
     assert digest(base, ["a"]) != digest(config(lr=1e-4), ["a"])
-    assert "zero" in semantic(base)
-    assert not {"output", "shards", "processes"} & semantic(base).keys()
+    assert "zero" in semantic_config(base)
+    assert not {"output", "shards", "processes"} & semantic_config(base).keys()
 
 
 def test_local_batch_divides_or_says_what_would() -> None:
@@ -160,15 +159,3 @@ def test_metrics_hold_each_step_once_after_a_resume(tmp_path: Path) -> None:
     again.write({"step": 3, "loss": 0.5})
     again.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_progress_in_a_file_is_lines() -> None:
-    stream = io.StringIO()
-    progress = Progress("train albef", 10, stream=stream)
-    progress.update(0, "24 samples")
-    progress.update(5, "loss 2.31")  # too soon for another line
-    progress.close(10, "loss 1.00 50 samples/s")
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("train albef 0/10 [>")
-    assert lines[1].startswith("train albef 10/10 [====================] loss 1.00 50 samples/s in 0:0")

@@ -17,10 +17,11 @@ from PIL import Image
 
 from pipeline.commit import run_and_commit
 from pipeline.planning import make_plan
+from pipeline.settings import operational
 from pipeline.shards.format import sample_key, sample_uid
 from pipeline.shards.reader import Sample
 from pipeline.shards.writer import ShardWriter
-from pipeline.stage import Counts, Input, Output, Stage, Unit, operational
+from pipeline.stage import Counts, Input, Output, Stage, Unit
 
 #: the images' parquet as crawl writes it
 CRAWL_SCHEMA = pa.schema(

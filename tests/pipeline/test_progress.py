@@ -18,10 +18,10 @@ def test_duration() -> None:
 
 def test_log_file_gets_whole_lines() -> None:
     stream = io.StringIO()
-    progress = Progress("crawl", 4, done_before=1, stream=stream, every=0.0)
-    progress.update(1, "in 10 out 9")
-    progress.update(3)
-    progress.close("done")
+    progress = Progress("crawl", 4, first=1, stream=stream, every=0.0)
+    progress.update(2, "in 10 out 9")
+    progress.update(4)
+    progress.close(4, "done")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3
     assert "crawl" in lines[0]
@@ -34,12 +34,12 @@ def test_terminal_line_is_redrawn_and_left_standing() -> None:
     stream = Terminal()
     progress = Progress("crawl", 2, stream=stream, every=0.0)
     progress.update(1)
-    progress.close()
+    progress.close(2)
     assert stream.getvalue().count("\r") == 2
     assert stream.getvalue().count("\n") == 1
 
 
 def test_nothing_to_do_divides_by_nothing() -> None:
     stream = io.StringIO()
-    Progress("crawl", 0, stream=stream).close("nothing to do")
+    Progress("crawl", 0, stream=stream).close(0, "nothing to do")
     assert "0/0" in stream.getvalue()

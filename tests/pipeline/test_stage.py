@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pipeline.stage import Counts, Input, Unit, append_units, operational, semantic_config
+from pipeline.settings import operational, semantic_config
+from pipeline.stage import Counts, Input, Unit, append_units
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.stage import Counts, Input, Output, Stage, Unit, append_units, operational
+from pipeline.settings import operational
+from pipeline.stage import Counts, Input, Output, Stage, Unit, append_units
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
+from pipeline.settings import operational
 from pipeline.shards.format import MAX_SHARD_SAMPLES
-from pipeline.stage import operational
 from pipeline.stages.crawl.gate import Gate
 from pipeline.stages.crawl.images import ImageOptions
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
-from pipeline.stage import Counts, Output, Stage, Unit, operational
+from pipeline.settings import operational
+from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.entries import KINDS, folder_input, read_where
 from pipeline.stages.dedup.resolve import READERS
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from pipeline import inputs
 from pipeline.errors import InputError
 from pipeline.inputs import Shard
-from pipeline.stage import Counts, Output, Stage, Unit, operational
+from pipeline.settings import operational
+from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.entries import ENTRIES, LOSERS, folder_input, read_where, write_part
 
 #: files read at a time; their waiting is what counts on an object store

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError
+from pipeline.settings import operational
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
-from pipeline.stage import Counts, Output, Stage, Unit, operational
+from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.entries import (
     ENTRIES,
     IMAGE,

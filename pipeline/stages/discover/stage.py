@@ -26,7 +26,8 @@ from fastwarc.warc import WarcRecord, WarcRecordType
 
 from pipeline import inputs, rules, storage
 from pipeline.errors import ConfigError, InputError
-from pipeline.stage import Counts, Input, Output, Stage, Unit, append_units, operational
+from pipeline.settings import operational
+from pipeline.stage import Counts, Input, Output, Stage, Unit, append_units
 from pipeline.stages.discover import html, wat
 from pipeline.stages.discover.archive import read_records
 from pipeline.stages.discover.html import Link, Page

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from pipeline import columns, inputs, manifest, uids
 from pipeline.errors import ConfigError, InputError
 from pipeline.selection import Selection
+from pipeline.settings import operational
 from pipeline.shards import index
 from pipeline.shards.format import shard_name
-from pipeline.stage import Counts, Input, Output, Stage, Unit, operational
+from pipeline.stage import Counts, Input, Output, Stage, Unit
 from pipeline.stages.pack.groups import plan_groups, shuffled
 from pipeline.stages.pack.samples import make_sample, open_pool, rows_of
 

@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError
+from pipeline.settings import operational
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
-from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit, operational
+from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
 from pipeline.stages.score.weights import model_fingerprint
 
 PRECISIONS = ("fp32", "bf16")
