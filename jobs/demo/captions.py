@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 
 from jobs.demo.objects import Thing
-from jobs.demo.scenes import Scene
+from jobs.demo.scenes import COLOURS, RELATIONS, Scene
 
 #: how often a caption is in a language; mostly English, as the web is
-LANGUAGE_WEIGHTS = {"en": 0.76, "de": 0.08, "fr": 0.08, "es": 0.08}
+LANGUAGE_WEIGHTS = {"en": 0.85, "de": 0.05, "fr": 0.05, "es": 0.05}
 
 TEMPLATES = {
     "en": (
@@ -38,34 +38,28 @@ RELATION_PHRASES = {
     },
 }
 COLOUR_WORDS = {
-    "en": {c: c for c in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "gray")},
+    "en": {colour: colour for colour in COLOURS},
     "de": {
         "red": "rot",
-        "orange": "orange",
         "yellow": "gelb",
         "green": "grün",
         "blue": "blau",
-        "purple": "lila",
         "pink": "rosa",
         "gray": "grau",
     },
     "fr": {
         "red": "rouge",
-        "orange": "orange",
         "yellow": "jaune",
         "green": "vert",
         "blue": "bleu",
-        "purple": "violet",
         "pink": "rose",
         "gray": "gris",
     },
     "es": {
         "red": "rojo",
-        "orange": "naranja",
         "yellow": "amarillo",
         "green": "verde",
         "blue": "azul",
-        "purple": "morado",
         "pink": "rosa",
         "gray": "gris",
     },
@@ -96,7 +90,7 @@ def telling_words(things: tuple[Thing, ...]) -> dict[str, list[str]]:
     return {
         "object": objects,
         "colour": list(COLOUR_WORDS["en"].values()),
-        "relation": ["left", "right", "above", "below"],
+        "relation": list(RELATIONS),
     }
 
 

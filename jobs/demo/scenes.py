@@ -18,7 +18,7 @@ PART_SHARES = {"trusted": 0.4, "web": 0.4, "heldout": 0.2}
 
 RELATIONS = ("left", "right", "above", "below")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "gray")
+COLOURS = ("red", "yellow", "green", "blue", "pink", "gray")
 MAX_COUNT = 3
 
 

@@ -40,7 +40,7 @@ from pipeline.errors import ConfigError
 
 MARKER = "WORLD.json"
 #: raise it when the same settings begin to give another world
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 HELDOUT_SCENES = 1000
 TRUSTED_SCENES = 3600
 
