@@ -3,7 +3,7 @@
 #   make test    the tests
 #   make check   lint, format, types, import rules
 #   make prove   the slow proofs: kills, browsers
-# Needs: Python 3.10-3.12 with venv, a C++ compiler (DeepSpeed builds its operators), make.
+# Needs: Python 3.10-3.12 with venv, and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
