@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from jobs.chain import Step, load_chain
 from pipeline import manifest, storage
+from pipeline.errors import ConfigError
 from pipeline.stage import Counts
 
 
@@ -15,10 +19,10 @@ class State:
     """One line of the table."""
 
     name: str
-    done: int
-    total: int
-    failed: int
-    counts: Counts
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    counts: Counts | None = None
     remark: str = ""
 
     @property
@@ -42,6 +46,9 @@ def main(argv: Sequence[str]) -> int:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="variable of the chain"
     )
     known = parser.parse_args(list(argv))
+    wrong = [word for word in known.set if "=" not in word]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]!r} must be NAME=VALUE, such as root=demo-run")
     print(render(collect(known.place, dict(word.split("=", 1) for word in known.set))))
     return 0
 
@@ -50,19 +57,37 @@ def collect(places: Sequence[str], variables: dict[str, str]) -> list[State]:
     found = []
     for place in places:
         if place.endswith((".yaml", ".yml")):
-            from jobs.chain import load_chain
-
-            for step in load_chain(place, variables=variables):
-                found.append(state_of(step.name, step.output))
+            found += [_state_of_step(step) for step in load_chain(place, variables=variables)]
         else:
             found.append(state_of(storage.basename(place), place))
     return found
 
 
+def _state_of_step(step: Step) -> State:
+    if step.verb.stage:
+        return state_of(step.name, step.output)
+    if step.job == "train":
+        return State(name=step.name, remark=training_remark(Path(step.output)))
+    return State(
+        name=step.name, remark="-"
+    )  # an evaluation or a report: made anew whenever its inputs change
+
+
+def training_remark(run: Path) -> str:
+    """`done`, `not started`, or the last step that was logged."""
+    if not (run / "run.json").is_file():
+        return "not started"
+    if json.loads((run / "run.json").read_text())["state"] == "finished":
+        return "done"
+    metrics = run / "metrics.jsonl"
+    rows = metrics.read_text().splitlines() if metrics.is_file() else []
+    return f"at step {json.loads(rows[-1])['step']:,}" if rows else "started"
+
+
 def state_of(name: str, output: str) -> State:
     """The state of one output folder."""
-    total = len(manifest.read_units(output)) if output else 0
-    done = {m["unit"]: m for m in manifest.read_all(output)} if output else {}
+    total = len(manifest.read_units(output))
+    done = {m["unit"]: m for m in manifest.read_all(output)}
     failed = [
         f
         for f in storage.list_files(storage.join(output, manifest.BOOKS, "quarantine"))
@@ -74,20 +99,12 @@ def state_of(name: str, output: str) -> State:
 
 def render(states: Sequence[State]) -> str:
     """The table as text."""
-    rows = [("step", "state", "units", "failed", "in", "out", "dropped for")]
+    rows: list[tuple[str, ...]] = [("step", "state", "units", "failed", "in", "out", "dropped for")]
     for s in states:
-        reasons = ", ".join(f"{k} {v:,}" for k, v in s.counts.dropped.most_common(4))
+        counts = s.counts or Counts()
+        reasons = ", ".join(f"{k} {v:,}" for k, v in counts.dropped.most_common(4))
         units = f"{s.done}/{s.total}" if s.total else "-"
-        rows.append(
-            (
-                s.name,
-                s.word,
-                units,
-                str(s.failed or "-"),
-                f"{s.counts.taken:,}",
-                f"{s.counts.kept:,}",
-                reasons,
-            )
-        )
+        numbers = [f"{n:,}" if s.done else "-" for n in (counts.taken, counts.kept)]
+        rows.append((s.name, s.word, units, str(s.failed or "-"), *numbers, reasons))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)

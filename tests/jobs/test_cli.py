@@ -13,7 +13,7 @@ import yaml
 from jobs import cli
 from jobs.chain import choose, load_chain, run_chain
 from jobs.run import split_overrides
-from jobs.status import collect, render
+from jobs.status import collect, render, training_remark
 from jobs.verb import Request, Verb
 from pipeline import manifest
 from pipeline.errors import ConfigError
@@ -192,6 +192,16 @@ def test_yaml_tags_do_not_execute(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="YAML"):
         load_chain(str(path))
     assert not (tmp_path / "owned").exists()
+
+
+def test_status_of_a_training_run(tmp_path: Path) -> None:
+    assert training_remark(tmp_path) == "not started"
+    (tmp_path / "run.json").write_text('{"state": "running"}')
+    assert training_remark(tmp_path) == "started"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 1200}\n')
+    assert training_remark(tmp_path) == "at step 1,200"
+    (tmp_path / "run.json").write_text('{"state": "finished"}')
+    assert training_remark(tmp_path) == "done"
 
 
 def test_overrides_of_steps() -> None:
