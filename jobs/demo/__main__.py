@@ -49,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("demo: stopped; run it again and it goes on", file=sys.stderr)
+        return 75
     if code:
         return code
     print(summary(root, steps, world))

@@ -33,6 +33,9 @@ SITE_FOLDER = "site"
 #: hosts that answer; the world's `dead` host has a port where nothing listens
 SILENT_HOSTS = ("dead",)
 
+#: how long the server outlives a demo that was killed
+LINGER_S = 4.0
+
 log = logging.getLogger(__name__)
 
 
@@ -70,7 +73,10 @@ def serve(folder: Path) -> Iterator[int]:
 
 
 def _refuse_taken_ports(ports: dict[str, int], folder: Path) -> None:
+    deadline = time.monotonic() + 2 * LINGER_S  # the server of a demo that was killed is about to end
     for host, port in ports.items():
+        while not port_is_free(port) and time.monotonic() < deadline:
+            time.sleep(0.1)
         if not port_is_free(port):
             raise ConfigError(
                 f"port {port} (host '{host}' of the demo's web) is taken by another program; the addresses "
@@ -149,7 +155,7 @@ class SmallWeb:
 
 
 async def run_server(folder: Path) -> None:
-    """Listens on every port until standard input is closed."""
+    """Listens on every port until standard input is closed: the demo has ended, however it did."""
     small_web = SmallWeb(folder)
     app = web.Application()
     app.router.add_get("/{path:.*}", small_web.answer)
@@ -160,6 +166,9 @@ async def run_server(folder: Path) -> None:
             await web.TCPSite(runner, LOOPBACK, port, backlog=512).start()
     try:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+        # Where the demo was killed its crawl workers die a moment later: were the server gone before them,
+        # they would commit pictures as unreachable.
+        await asyncio.sleep(LINGER_S)
     finally:
         await runner.cleanup()
 

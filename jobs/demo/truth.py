@@ -44,7 +44,8 @@ class Verdict:
     Attributes:
         auc: how often a right pair scores above a wrong one, over crawled pairs; None without both
         auc_by_overlap: the same against the wrong captions of one kind of overlap
-        right: counts of rightly captioned pairs: crawled, kept, dropped
+        right: counts of rightly captioned pairs without exact duplicates: crawled, kept, dropped
+        duplicates: the same of pictures that stand at two addresses: one of each two is to be dropped
         wrong: counts of wrongly captioned pairs: crawled, caught, missed
         boilerplate: the same of texts that describe nothing
         fates: fault -> reason (or `kept`, `dropped`) -> addresses
@@ -54,6 +55,7 @@ class Verdict:
     auc: float | None = None
     auc_by_overlap: dict[str, float] = field(default_factory=dict)
     right: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)
     boilerplate: dict[str, int] = field(default_factory=dict)
     fates: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -130,8 +132,9 @@ def compare(planted: Sequence[dict[str, Any]], fates: dict[str, Fate]) -> Verdic
         auc = ranking_auc(scores["right"], scores[overlap])
         if auc is not None:
             verdict.auc_by_overlap[overlap] = auc
-    right = [name for name, fault in FAULTS.items() if fault.crawlable and fault.told]
-    verdict.right = _counts(found, [name for name in right if name != "wrong_caption"], "kept", "dropped")
+    told = {name for name, fault in FAULTS.items() if fault.crawlable and fault.told}
+    verdict.right = _counts(found, sorted(told - {"wrong_caption", "duplicate_bytes"}), "kept", "dropped")
+    verdict.duplicates = _counts(found, ["duplicate_bytes"], "kept", "dropped")
     verdict.wrong = _counts(found, ["wrong_caption"], "missed", "caught")
     verdict.boilerplate = _counts(found, ["boilerplate_alt"], "missed", "caught")
     verdict.surprises = [sentence for name in found for sentence in _surprises(name, found[name])]

@@ -20,6 +20,8 @@ PLANTED = [
     _row("w1", "wrong_caption", is_wrong=True),
     _row("w2", "wrong_caption", is_wrong=True, overlap="object"),
     _row("w3", "wrong_caption", is_wrong=True),
+    _row("c1", "duplicate_bytes", is_wrong=False),
+    _row("c2", "duplicate_bytes", is_wrong=False),
     _row("b1", "boilerplate_alt", is_wrong=None),
     _row("d1", "dead_link", is_wrong=None),
     _row("o1", "opt_out", is_wrong=None),
@@ -29,6 +31,8 @@ FATES = {
     "r1": Fate(crawled=True, score=0.9, kept=True),
     "r2": Fate(crawled=True, score=0.2, kept=False),
     "r3": Fate(crawled=False, score=None, kept=False, reason="timeout"),
+    "c1": Fate(crawled=True, score=None, kept=True),
+    "c2": Fate(crawled=True, score=None, kept=False),
     "w1": Fate(crawled=True, score=0.1, kept=False),
     "w2": Fate(crawled=True, score=0.5, kept=True),
     "w3": Fate(crawled=False, score=None, kept=False, reason="timeout"),
@@ -42,6 +46,7 @@ def test_counts_caught_and_missed_of_what_was_crawled() -> None:
     verdict = compare(PLANTED, FATES)
     assert verdict.wrong == {"planted": 3, "crawled": 2, "missed": 1, "caught": 1}
     assert verdict.right == {"planted": 3, "crawled": 2, "kept": 1, "dropped": 1}
+    assert verdict.duplicates == {"planted": 2, "crawled": 2, "kept": 1, "dropped": 1}
     assert verdict.boilerplate == {"planted": 1, "crawled": 1, "missed": 0, "caught": 1}
     assert verdict.fates["dead_link"] == {"http_status": 1}
     assert verdict.fates["short_alt"] == {"not tried": 1}
