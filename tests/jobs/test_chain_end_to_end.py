@@ -85,7 +85,7 @@ def test_counts_add_up_along_the_chain(undisturbed: Path) -> None:
     assert discover.kept == crawl.taken == pack.taken
     assert pack.kept == crawl.kept - pack.dropped["predicate"]
     assert {"opt_out", "http_status", "not_an_image"} <= set(crawl.dropped)
-    assert {"not_http", "svg_or_gif", "short_caption"} <= set(discover.dropped)
+    assert {"not_http", "no_alt", "short_caption"} <= set(discover.dropped)
 
 
 def test_rerun_does_nothing_and_a_deleted_shard_comes_back_as_it_was(

@@ -1,8 +1,8 @@
 """Finds the pictures of an HTML page.
 
-Pages hide the address of a picture in several places. In this order: the largest candidate of `srcset`; `src`
-unless it is a `data:` placeholder; then what scripts for lazy loading use (`data-srcset`, `data-src`,
-`data-original`); last the `<source srcset>` of the `<picture>` around.
+Pages hide the address of a picture in several places. In this order: the largest candidate of `srcset`; what
+scripts for lazy loading use (`data-srcset`, `data-src`, `data-original`), since `src` then is a placeholder;
+`src` unless it is a `data:` placeholder; last the `<source srcset>` of the `<picture>` around.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _read_image(image: ElementNode) -> Link:
     names = set(image.attrs)
     get = image.getattr
     alt = get("alt") if "alt" in names else None
-    for name in ("srcset", "src", "data-srcset", "data-src", "data-original"):
+    for name in ("srcset", "data-srcset", "data-src", "data-original", "src"):
         if name in names:
             value = get(name)
             url = largest_candidate(value) if name.endswith("srcset") else value
