@@ -34,6 +34,8 @@ from pipeline.summary import Summary
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+#: how long workers get to close what they hold
+CLOSE_SECONDS = 3.0
 
 
 def execute(
@@ -98,7 +100,11 @@ class Worker:
             self.stage.start()
             self.started = True
         record = run_and_commit(self.stage, unit, self.output, stale=stale)
-        return {"counts": record["counts"], "seconds": record["seconds"]}
+        return {"counts": record["counts"]}
+
+    def close(self) -> None:
+        if self.started:
+            self.stage.close()
 
 
 @dataclass
@@ -144,6 +150,9 @@ class Execution:
                 self.progress.update(self.plan.done + self.summary.done, self.summary.detail())
             self.summary.stopped = bool(self.stop) and bool(self.waiting or self.flights)
         finally:
+            closing = [worker.close.remote() for worker in self.idle]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
             for worker in [*self.idle, *(f.worker for f in self.flights.values())]:
                 ray.kill(worker)
 
@@ -183,9 +192,9 @@ class Execution:
             if isinstance(error.cause, ConfigError):
                 raise ConfigError(str(error.cause)) from error
             self._failed(flight.unit, error.cause)
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayActorError:
             self.workers -= 1
-            self._failed(flight.unit, error)
+            self._failed(flight.unit, RuntimeError("its worker died (crashed, killed, or out of memory)"))
         else:
             self.idle.append(flight.worker)
             self.summary.done += 1

@@ -26,6 +26,7 @@ def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> S
     summary = Summary(stage=stage.name, units=len(plan.units), done_before=plan.done)
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:
+        storage.sweep_temporary(output)
         # Importing Ray takes longer than planning a finished stage.
         from pipeline import on_ray
 

@@ -13,6 +13,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,6 +180,16 @@ def _publish(temp: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sweep_temporary(folder: str, *, older_than: float = 3600.0) -> None:
+    """Removes what killed writes left in a local folder; younger files may belong to a run under way."""
+    if not is_local(folder) or not isdir(folder):
+        return
+    limit = time.time() - older_than
+    for path in local_path(folder).iterdir():
+        if TEMP_MARK in path.name and path.stat().st_mtime < limit:
+            path.unlink(missing_ok=True)
 
 
 def remove(url: str) -> None:

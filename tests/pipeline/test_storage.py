@@ -83,6 +83,10 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     # what a killed write leaves is not listed
     (tmp_path / f".f{storage.TEMP_MARK}123").write_bytes(b"half")
     assert [storage.basename(f.url) for f in storage.list_files(str(tmp_path))] == ["f"]
+    storage.sweep_temporary(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+    storage.sweep_temporary(str(tmp_path), older_than=-1)
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_stage_on_s3(bucket: str, tmp_path: Path) -> None:
