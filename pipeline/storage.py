@@ -148,9 +148,11 @@ def write_bytes(url: str, data: bytes) -> None:
         target = local_path(url)
         target.parent.mkdir(parents=True, exist_ok=True)
         temp = target.with_name(f".{target.name}{TEMP_MARK}{uuid.uuid4().hex}")
-        with temp.open("wb") as stream:
-            stream.write(data)
-        _publish(temp, target)
+        try:
+            temp.write_bytes(data)
+            _publish(temp, target)
+        finally:
+            temp.unlink(missing_ok=True)  # a full disk, say: nothing half-written stays
     else:
         fs, path = resolve(url)
         fs.pipe_file(path, data)
@@ -166,9 +168,12 @@ def put_file(source: Path, url: str) -> None:
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.with_name(f".{target.name}{TEMP_MARK}{uuid.uuid4().hex}")
-    # a rename where both are on one filesystem, a copy otherwise; the name stays temporary in both cases
-    shutil.move(source, temp)
-    _publish(temp, target)
+    try:
+        # a rename where both are on one filesystem, a copy otherwise; the name stays temporary in both cases
+        shutil.move(source, temp)
+        _publish(temp, target)
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def _publish(temp: Path, target: Path) -> None:
