@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.exported import CONFIG, TOKENIZER, WEIGHTS
 from models.inference.load import load_exported, pick_device
+from pipeline import storage
 
 #: texts encoded at once
 TEXT_BATCH = 256
@@ -108,9 +109,12 @@ def _open_clip(name: str, pretrained: str | None, device: torch.device) -> ClipS
         raise ValueError(f"open_clip model {name!r} cannot be loaded {where}: {error}") from error
     network.eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(name)
+    weights = storage.sha256_file(Path(str(pretrained))) if local else pretrained
     return ClipScorer(
         name=f"{name}/{Path(str(pretrained)).name if local else pretrained}",
-        fingerprint=f"{name}:{_sha256(Path(str(pretrained)))}" if local else f"{name}:{pretrained}",
+        fingerprint=f"{name}:{storage.sha256_file(Path(str(pretrained)))}"
+        if local
+        else f"{name}:{pretrained}",
         preprocess=preprocess,
         device=device,
         image_encoder=network.encode_image,
@@ -141,15 +145,7 @@ def exported_fingerprint(folder: str | Path) -> str:
     digest = hashlib.sha256()
     files = [Path(folder) / WEIGHTS, Path(folder) / CONFIG, *sorted((Path(folder) / TOKENIZER).iterdir())]
     for path in files:
-        digest.update(f"{path.name}:{_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+        digest.update(f"{path.name}:{storage.sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 

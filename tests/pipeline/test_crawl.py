@@ -228,6 +228,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.prove
+@pytest.mark.prove_ci
 def test_img2dataset_takes_our_parquet_as_its_list(tmp_path: Path, site: Site) -> None:
     """And makes the same pictures of it."""
     urls = [site.url(f"/picture/{i}.jpg") for i in range(8)] + [site.url("/missing.jpg")]
