@@ -112,9 +112,7 @@ def _open_clip(name: str, pretrained: str | None, device: torch.device) -> ClipS
     weights = storage.sha256_file(Path(str(pretrained))) if local else pretrained
     return ClipScorer(
         name=f"{name}/{Path(str(pretrained)).name if local else pretrained}",
-        fingerprint=f"{name}:{storage.sha256_file(Path(str(pretrained)))}"
-        if local
-        else f"{name}:{pretrained}",
+        fingerprint=f"{name}:{weights}",
         preprocess=preprocess,
         device=device,
         image_encoder=network.encode_image,
