@@ -61,7 +61,8 @@ def ray_session(options: RayOptions) -> Iterator[None]:
     if options.address:
         ray.init(address=options.address, **quiet)
     else:
-        ray.init(num_cpus=options.cpus or None, include_dashboard=False, **quiet)
+        # `local`: without it Ray would join a cluster that somebody else started on this machine
+        ray.init(address="local", num_cpus=options.cpus or None, include_dashboard=False, **quiet)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ Planning needs one listing and no Ray; a stage that is done ends here within mil
 
 from __future__ import annotations
 
-from pipeline import storage
+from pipeline import session, storage
 from pipeline.planning import make_plan
 from pipeline.progress import Progress
 from pipeline.runner_options import RunOptions
@@ -27,6 +27,7 @@ def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> S
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:
         storage.sweep_temporary(output)
+        session.use_token()
         # Importing Ray takes longer than planning a finished stage.
         from pipeline import on_ray
 

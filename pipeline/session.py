@@ -1,12 +1,22 @@
-"""Keeps one Ray over several stages of one process, since starting it takes seconds. Does not import it."""
+"""One Ray over several stages of a process, since starting it takes seconds; and its token. Imports no Ray."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 _shared = False
+
+
+def use_token() -> None:
+    """Has to come before Ray is imported. `ray start` asks clients for a token where its user has one; a
+    driver is told to send it by the environment, which Ray reads at its import and never again."""
+    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or place.is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def is_shared() -> bool:
