@@ -1,4 +1,4 @@
-"""One Ray over several stages of a process, since starting it takes seconds; and its token. Imports no Ray."""
+"""One Ray over several stages of a process, since starting it takes seconds, and its token. No Ray here."""
 
 from __future__ import annotations
 
