@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jobs.verb import Request, Verb
 from pipeline.errors import ConfigError, InputError
 from pipeline.runner_options import RunOptions
+from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
 
 #: each verb is a module of `jobs` that offers VERB
 VERBS = {
@@ -34,7 +35,6 @@ VERBS = {
     "run": "run a whole chain from one YAML file",
     "status": "show how far a chain or an output folder is",
 }
-EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED = 2, 1, 75
 
 
 def entry() -> None:
@@ -97,10 +97,6 @@ def _check_packages_are_ours() -> None:
                 file=sys.stderr,
             )
             sys.exit(EXIT_CONFIG)
-
-
-def load_verb(name: str) -> Verb:
-    return importlib.import_module(f"jobs.{name}").VERB
 
 
 def build_parser(name: str, verb: Verb) -> ArgumentParser:

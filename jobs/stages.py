@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 from jobs.verb import Request
 from pipeline import manifest, storage
+from pipeline.runner import run_stage
 from pipeline.stage import Stage
 
 
 def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
     """Runs (stage, output folder) pairs one after the other; the first exit code that is not 0 ends it."""
-    # Here, not on top: a stage that is done needs no Ray, and importing it takes longer than planning.
-    from pipeline.runner import run_stage
-
     for stage, output in stages:
         summary = run_stage(stage, output, request.options)
         if request.resolved:

@@ -88,11 +88,7 @@ def state_of(name: str, output: str) -> State:
     """The state of one output folder."""
     total = len(manifest.read_units(output))
     done = {m["unit"]: m for m in manifest.read_all(output)}
-    failed = [
-        f
-        for f in storage.list_files(storage.join(output, manifest.BOOKS, "quarantine"))
-        if int(storage.basename(f.url).removesuffix(".json")) not in done
-    ]
+    failed = manifest.list_quarantined(output) - done.keys()
     counts = manifest.total_counts(done.values())
     return State(name=name, done=len(done), total=total, failed=len(failed), counts=counts)
 

@@ -21,6 +21,8 @@ from models.training.stopping import EXIT_DONE
 from models.training.table import find_shards
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
+from pipeline.inputs import file_fingerprint
+from pipeline.shards.format import shard_name
 
 
 def train(config: TrainConfig, *, overwrite: bool = False) -> int:
@@ -66,12 +68,14 @@ def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:
     for url in found:
         folder = url.rpartition("/")[0] or "."
         if folder not in known:
-            known[folder] = {f"{d.number:08d}.tar": d.content for d in manifest.list_manifests(folder)}
+            known[folder] = {
+                f"{shard_name(d.number)}.tar": d.content for d in manifest.list_manifests(folder)
+            }
         name = storage.basename(url)
         content = known[folder].get(name)
         if content is None:
             info = next(iter(storage.find(url)))
-            content = f"{info.size}-{info.mark}"
+            content = file_fingerprint(info)
         marks.append(f"{name}:{content}")
     return marks
 

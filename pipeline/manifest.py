@@ -48,6 +48,12 @@ def quarantine_url(output: str, number: int) -> str:
     return storage.join(output, BOOKS, "quarantine", f"{shard_name(number)}.json")
 
 
+def list_quarantined(output: str) -> set[int]:
+    """The numbers of the quarantined units, from one listing."""
+    files = storage.list_files(storage.join(output, BOOKS, "quarantine"))
+    return {int(storage.basename(f.url).removesuffix(".json")) for f in files}
+
+
 def is_output(folder: str) -> bool:
     """Whether a folder was written by a stage (it has manifests), as against a foreign one."""
     return storage.isdir(manifest_folder(folder))

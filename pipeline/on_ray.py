@@ -132,6 +132,7 @@ class Execution:
         self.plan, self.summary, self.progress, self.stop = plan, summary, progress, stop
         self.waiting: deque[Unit] = deque(plan.todo)
         self.attempts: dict[int, int] = {}
+        self.quarantined = manifest.list_quarantined(output)
         self.flights: dict[ray.ObjectRef, _Flight] = {}
         self.idle: list[Any] = []
         self.workers = 0
@@ -200,7 +201,8 @@ class Execution:
             self.idle.append(flight.worker)
             self.summary.done += 1
             self.summary.counts.add(Counts.from_json(result["counts"]))
-            self._lift_quarantine(flight.unit)
+            if flight.unit.number in self.quarantined:
+                storage.remove(manifest.quarantine_url(self.output, flight.unit.number))
 
     def _failed(self, unit: Unit, error: BaseException) -> None:
         count = self.attempts[unit.number] = self.attempts.get(unit.number, 0) + 1
@@ -214,11 +216,6 @@ class Execution:
         record = {"unit": unit.number, "source": dict(unit.source), "attempts": count, "error": message}
         data = json.dumps(record, indent=1).encode()
         storage.write_bytes(manifest.quarantine_url(self.output, unit.number), data)
-
-    def _lift_quarantine(self, unit: Unit) -> None:
-        url = manifest.quarantine_url(self.output, unit.number)
-        if storage.exists(url):
-            storage.remove(url)
 
     def _end_hung(self) -> None:
         if not self.options.unit_timeout:
