@@ -202,7 +202,7 @@ class Execution:
             self.summary.done += 1
             self.summary.counts.add(Counts.from_json(result["counts"]))
             if flight.unit.number in self.quarantined:
-                storage.remove(manifest.quarantine_url(self.output, flight.unit.number))
+                self._lift_quarantine(flight.unit)
 
     def _failed(self, unit: Unit, error: BaseException) -> None:
         count = self.attempts[unit.number] = self.attempts.get(unit.number, 0) + 1
@@ -216,6 +216,11 @@ class Execution:
         record = {"unit": unit.number, "source": dict(unit.source), "attempts": count, "error": message}
         data = json.dumps(record, indent=1).encode()
         storage.write_bytes(manifest.quarantine_url(self.output, unit.number), data)
+
+    def _lift_quarantine(self, unit: Unit) -> None:
+        url = manifest.quarantine_url(self.output, unit.number)
+        if storage.exists(url):  # another run may have lifted it meanwhile
+            storage.remove(url)
 
     def _end_hung(self) -> None:
         if not self.options.unit_timeout:
