@@ -34,7 +34,14 @@ VERBS = {
     "report": "write one HTML file about a whole chain",
     "run": "run a whole chain from one YAML file",
     "status": "show how far a chain or an output folder is",
+    "verify": "check every shard of output folders against its manifest, and mend them",
+    "retry": "fetch just those rows of a crawl anew that a predicate names",
+    "takedown": "remove pictures by URL, domain, uid or hash, and keep them out",
+    "compact": "merge manifests and sidecars of finished folders by the thousand",
+    "bench": "measure crawl or discover beside img2dataset or cc2dataset",
 }
+#: verbs with a command line of their own: what they work on stands first, not behind an option
+POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench")
 
 
 def entry() -> None:
@@ -56,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if name not in VERBS:
             raise ConfigError(f"unknown command {name!r}; known: {', '.join(VERBS)}")
-        if name in ("run", "status"):
+        if name in POSITIONAL:
             return importlib.import_module(f"jobs.{name}").main(rest)
         return run_verb(name, rest)
     except ConfigError as error:

@@ -5,6 +5,7 @@ Layout inside every output folder:
     00000003.tar, 00000003.parquet ...            the parts
     _pairmill/units.jsonl                         number and source of every planned unit, append-only
     _pairmill/manifests/00000003.<digest>-<content>.json
+    _pairmill/pending/00000003-<random>/    new parts of a unit being replaced (`pipeline.commit`)
     _pairmill/quarantine/00000003.json            units that failed three times, with the error
     _pairmill/config.yaml                         the resolved configuration of the last run
 
@@ -104,7 +105,7 @@ def content_mark(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write(output: str, manifest: Mapping[str, Any]) -> Done:
-    """Publishes a manifest; older ones of the same unit go away after it."""
+    """Publishes a manifest."""
     number, digest, content = manifest["unit"], manifest["digest"], content_mark(manifest["files"])
     name = f"{shard_name(number)}.{digest}-{content}.json"
     url = storage.join(manifest_folder(output), name)

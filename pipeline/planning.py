@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import manifest, storage
+from pipeline import commit, manifest, storage
 from pipeline.errors import ConfigError
 from pipeline.manifest import Done
 from pipeline.settings import differences, semantic_config
@@ -35,6 +36,7 @@ def make_plan(
     overwrite: bool = False,
     limit: int | None = None,
     task: tuple[int, int] | None = None,
+    redo: Collection[int] | None = None,
 ) -> Plan:
     """Plans a stage over its output folder.
 
@@ -42,10 +44,12 @@ def make_plan(
         overwrite: redo units whose manifest was made from another config or other inputs.
         limit: only the first units, for a taste.
         task: (i, n): only the units of number = i modulo n, for job arrays.
+        redo: only the units with these numbers, and these even when they are done.
 
     Raises:
         ConfigError: a committed unit was made differently and `overwrite` is off.
     """
+    commit.roll_forward(output)
     planned = manifest.read_units(output)
     units = stage.plan(planned)
     if [(u.number, u.source) for u in planned] != [(u.number, u.source) for u in units]:
@@ -57,12 +61,14 @@ def make_plan(
     chosen = units[:limit] if limit is not None else units
     if task is not None:
         chosen = [u for u in chosen if u.number % task[1] == task[0]]
+    if redo is not None:
+        chosen = [u for u in chosen if u.number in redo]
     plan = Plan(units=chosen, todo=[])
     for unit in chosen:
         digest = unit.digest(stage)
         files = {f"{stage.prefix}{shard_name(unit.number)}{s}" for s in stage.suffixes}
         same = [d for d in standing[unit.number] if d.digest == digest]
-        if same and files <= names:
+        if same and files <= names and redo is None:
             continue
         if standing[unit.number] and not same and not overwrite:
             _refuse_unless_allowed(stage, unit, standing[unit.number][-1], output)

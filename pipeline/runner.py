@@ -5,6 +5,8 @@ Planning needs one listing and no Ray; a stage that is done ends here within mil
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pipeline import session, storage
 from pipeline.planning import make_plan
 from pipeline.progress import Progress
@@ -13,8 +15,13 @@ from pipeline.stage import Stage
 from pipeline.summary import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Summary
 
 
-def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> Summary:
+def run_stage(
+    stage: Stage, output: str, options: RunOptions | None = None, *, redo: Collection[int] | None = None
+) -> Summary:
     """Runs what is not done yet of a stage; prints a progress line; returns what happened.
+
+    Args:
+        redo: run the units with these numbers, done or not, and no others.
 
     Raises:
         ConfigError: before anything was started, or raised by a worker that could not start.
@@ -22,7 +29,7 @@ def run_stage(stage: Stage, output: str, options: RunOptions | None = None) -> S
     options = options or RunOptions()
     output = storage.absolute(output)
     task = options.parsed_task()
-    plan = make_plan(stage, output, overwrite=options.overwrite, limit=options.limit, task=task)
+    plan = make_plan(stage, output, overwrite=options.overwrite, limit=options.limit, task=task, redo=redo)
     summary = Summary(stage=stage.name, units=len(plan.units), done_before=plan.done)
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:

@@ -179,7 +179,11 @@ def put_file(source: Path, url: str) -> None:
 def _publish(temp: Path, target: Path) -> None:
     with temp.open("rb") as stream:
         os.fsync(stream.fileno())
-    temp.replace(target)
+    _rename(temp, target)
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -197,9 +201,53 @@ def sweep_temporary(folder: str, *, older_than: float = 3600.0) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove(url: str) -> None:
+def remove(url: str, *, missing_ok: bool = False) -> None:
     fs, path = resolve(url)
-    fs.rm_file(path)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+
+
+def move(source: str, target: str) -> None:
+    """Moves an object inside one storage, over what stands at `target`: a rename on a local disk, a copy and
+    a removal on an object store. A source that is not there any more is no error: somebody moved it first."""
+    fs, path = resolve(source)
+    try:
+        if is_local(source):
+            _rename(local_path(source), local_path(target))
+        else:
+            fs.copy(path, resolve(target)[1])
+            fs.rm_file(path)
+    except FileNotFoundError:
+        if fs.exists(path):
+            raise
+
+
+def list_folders(url: str) -> list[str]:
+    """The folders directly in a folder, by name; none when it does not exist."""
+    fs, path = resolve(url)
+    fs.invalidate_cache(path)
+    try:
+        entries = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [e["name"] for e in entries if e["type"] == "directory"]
+    return sorted(name if is_local(url) else fs.unstrip_protocol(name) for name in found)
+
+
+def remove_folder(url: str) -> None:
+    """Removes an empty folder; object stores have none to remove."""
+    if is_local(url):
+        with contextlib.suppress(FileNotFoundError):
+            local_path(url).rmdir()
+
+
+def sweep_folder(url: str, *, older_than: float = 3600.0) -> None:
+    """Removes a local folder of files that nobody has touched for so many seconds."""
+    if is_local(url) and time.time() - local_path(url).stat().st_mtime > older_than:
+        shutil.rmtree(local_path(url), ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:

@@ -31,7 +31,7 @@ class CrawlStage(Stage):
     """Fetches the pictures of a list. One unit is `shard_size` rows of one file."""
 
     name: ClassVar[str] = "crawl"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".parquet", "_stats.json")
 
     def __init__(self, config: CrawlConfig) -> None:
