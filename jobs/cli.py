@@ -17,6 +17,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from jobs.saved import portable
 from jobs.verb import Request, Verb
 from pipeline.errors import ConfigError, InputError
 from pipeline.runner_options import RunOptions
@@ -139,7 +140,7 @@ def parse_verb(name: str, argv: Sequence[str]) -> tuple[Verb, Any, Request]:
         raise ConfigError(f"{message}; see `pairmill {name} --help`") from error
     config = _pick(verb.config, built)
     options = _pick(RunOptions, built) if verb.stage else RunOptions(overwrite=built.overwrite)
-    resolved = parser.dump(parsed, skip_link_targets=False)
+    resolved = portable(name, config, parser.dump(parsed, skip_link_targets=False))
     return verb, config, Request(output=getattr(built, "output", ""), options=options, resolved=resolved)
 
 

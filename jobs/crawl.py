@@ -6,14 +6,19 @@ import sys
 
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
+from pipeline.stage import Stage
 from pipeline.stages.crawl.stage import CrawlConfig, CrawlStage
 
 
+def stages(config: CrawlConfig, output: str) -> list[tuple[Stage, str]]:
+    return [(CrawlStage(config), output)]
+
+
 def run(config: CrawlConfig, request: Request) -> int:
-    return run_stages([(CrawlStage(config), request.output)], request)
+    return run_stages(stages(config, request.output), request)
 
 
-VERB = Verb(config=CrawlConfig, run=run, stage=True)
+VERB = Verb(config=CrawlConfig, run=run, stage=True, stages=stages)
 
 if __name__ == "__main__":
     from jobs.cli import main

@@ -13,7 +13,7 @@ def run(config: DedupConfig, request: Request) -> int:
     return run_stages(dedup_stages(config, request.output), request)
 
 
-VERB = Verb(config=DedupConfig, run=run, stage=True)
+VERB = Verb(config=DedupConfig, run=run, stage=True, stages=dedup_stages)
 
 if __name__ == "__main__":
     from jobs.cli import main

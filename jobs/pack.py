@@ -6,14 +6,19 @@ import sys
 
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
+from pipeline.stage import Stage
 from pipeline.stages.pack import Pack, PackConfig
 
 
+def stages(config: PackConfig, output: str) -> list[tuple[Stage, str]]:
+    return [(Pack(config), output)]
+
+
 def run(config: PackConfig, request: Request) -> int:
-    return run_stages([(Pack(config), request.output)], request)
+    return run_stages(stages(config, request.output), request)
 
 
-VERB = Verb(config=PackConfig, run=run, stage=True)
+VERB = Verb(config=PackConfig, run=run, stage=True, stages=stages)
 
 if __name__ == "__main__":
     from jobs.cli import main

@@ -6,14 +6,19 @@ import sys
 
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
+from pipeline.stage import Stage
 from pipeline.stages.score.stage import ScoreConfig, ScoreStage
 
 
+def stages(config: ScoreConfig, output: str) -> list[tuple[Stage, str]]:
+    return [(ScoreStage(config), output)]
+
+
 def run(config: ScoreConfig, request: Request) -> int:
-    return run_stages([(ScoreStage(config), request.output)], request)
+    return run_stages(stages(config, request.output), request)
 
 
-VERB = Verb(config=ScoreConfig, run=run, stage=True)
+VERB = Verb(config=ScoreConfig, run=run, stage=True, stages=stages)
 
 if __name__ == "__main__":
     from jobs.cli import main

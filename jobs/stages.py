@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from jobs.saved import name_stage
 from jobs.verb import Request
 from pipeline import manifest, storage
 from pipeline.runner import run_stage
@@ -14,11 +15,8 @@ from pipeline.stage import Stage
 def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
     """Runs (stage, output folder) pairs one after the other; the first exit code that is not 0 ends it."""
     for stage, output in stages:
-        summary = run_stage(stage, output, request.options)
-        if request.resolved:
-            url = storage.join(output, manifest.BOOKS, "config.yaml")
-            if not storage.exists(url) or storage.read_bytes(url).decode() != request.resolved:
-                storage.write_bytes(url, request.resolved.encode())
+        resolved = name_stage(request.resolved, stage) if request.resolved else ""
+        summary = run_stage(stage, output, request.options, resolved=resolved)
         for number, message in sorted(summary.failed.items())[:5]:
             print(f"pairmill {stage.name}: unit {number} failed: {message}", file=sys.stderr)
         if summary.failed:

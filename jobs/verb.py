@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.runner_options import RunOptions
+from pipeline.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Request:
 
     output: the output folder; empty for verbs that name their output in their config.
     options: how stages are run.
-    resolved: the whole configuration as YAML, saved beside the output.
+    resolved: the whole configuration as YAML, saved beside the output (`jobs.saved`).
     """
 
     output: str
@@ -30,8 +31,11 @@ class Verb:
     config: frozen dataclass whose fields become options.
     run: does the work and returns the exit code (0 done, 1 some unit failed, 75 stopped by a signal).
     stage: whether it runs units on Ray, and so takes `--output` and the runner's options.
+    stages: of such a verb: the stages that a config and an output folder come to, each with its own folder,
+        in the order in which they run; so they can be built again from what was saved.
     """
 
     config: type
     run: Callable[[Any, Request], int]
     stage: bool = False
+    stages: Callable[[Any, str], Sequence[tuple[Stage, str]]] | None = None

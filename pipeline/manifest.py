@@ -113,6 +113,17 @@ def write(output: str, manifest: Mapping[str, Any]) -> Done:
     return Done(number=number, digest=digest, content=content, url=url)
 
 
+def config_url(output: str) -> str:
+    return storage.join(output, BOOKS, "config.yaml")
+
+
+def write_config(output: str, resolved: str) -> None:
+    """Saves the resolved configuration of a run; leaves it alone where it says the same already."""
+    url = config_url(output)
+    if not storage.exists(url) or storage.read_bytes(url) != resolved.encode():
+        storage.write_bytes(url, resolved.encode())
+
+
 def read_units(output: str) -> list[Unit]:
     """The units that earlier runs planned: number and source."""
     url = storage.join(output, BOOKS, "units.jsonl")

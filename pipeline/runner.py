@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline import session, storage
+from pipeline import manifest, session, storage
 from pipeline.planning import make_plan
 from pipeline.progress import Progress
 from pipeline.runner_options import RunOptions
@@ -16,12 +16,19 @@ from pipeline.summary import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Summary
 
 
 def run_stage(
-    stage: Stage, output: str, options: RunOptions | None = None, *, redo: Collection[int] | None = None
+    stage: Stage,
+    output: str,
+    options: RunOptions | None = None,
+    *,
+    redo: Collection[int] | None = None,
+    resolved: str = "",
 ) -> Summary:
     """Runs what is not done yet of a stage; prints a progress line; returns what happened.
 
     Args:
         redo: run the units with these numbers, done or not, and no others.
+        resolved: the configuration as YAML, saved beside the output once the plan stands: a refused one
+            would say what the folder is not made of.
 
     Raises:
         ConfigError: before anything was started, or raised by a worker that could not start.
@@ -30,6 +37,8 @@ def run_stage(
     output = storage.absolute(output)
     task = options.parsed_task()
     plan = make_plan(stage, output, overwrite=options.overwrite, limit=options.limit, task=task, redo=redo)
+    if resolved:
+        manifest.write_config(output, resolved)
     summary = Summary(stage=stage.name, units=len(plan.units), done_before=plan.done)
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:

@@ -26,6 +26,15 @@ def operational(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any
     return field(default=default, metadata={"operational": True})
 
 
+def location(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
+    """An operational field that names files or folders: paths, globs or URLs, one or several. Its relative
+    paths are made absolute where the configuration is saved, so that it says the same in another folder."""
+    made = {"metadata": {"operational": True, "location": True}}
+    if factory is not None:
+        return field(default_factory=factory, **made)  # type: ignore[call-overload]
+    return field(default=default, **made)
+
+
 def semantic_config(config: Any) -> dict[str, Any]:
     """The fields of a config dataclass that change the output, nested ones included, as JSON values."""
     found = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.settings import operational
+from pipeline.settings import location, operational
 from pipeline.shards.format import MAX_SHARD_SAMPLES
 from pipeline.stages.crawl.gate import Gate
 from pipeline.stages.crawl.images import ImageOptions
@@ -45,7 +45,7 @@ class FetchConfig:
     allow_private: list[str] = operational(factory=list)
     contact: str = operational("")
     opt_out: list[str] = field(default_factory=lambda: ["noai", "noimageai"])
-    ca_file: str = operational("")
+    ca_file: str = location("")
     dns_ttl: float = operational(600.0)
 
     def check(self) -> None:
@@ -84,7 +84,7 @@ class ColumnOptions:
     delimiter: str = ""
     quotes: bool | None = None
     carry: list[str] | None = None
-    captions: str | None = operational(None)
+    captions: str | None = location(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,10 @@ class CrawlConfig(ImageOptions):
         input: a candidates folder, or lists of URLs and captions: paths, globs or URLs of parquet, CSV, TSV,
             JSONL (also .gz), JSON or text files.
         columns: what the columns of a list mean.
+        with_columns: column folders over the candidates (outputs of dedup and score): `where` may name their
+            columns, and they are carried along; only for a candidates folder.
+        where: fetch only the candidates for which this SQL expression over their columns is true, such as
+            `duplicate_of IS NULL AND language = 'en'`; the others keep their row and key.
         local_pictures: folder of pictures; the lists then name files below it, and nothing is fetched.
         shard_size: rows a shard is cut from; dropped rows count.
         fetch: how URLs are fetched.
@@ -102,9 +106,11 @@ class CrawlConfig(ImageOptions):
         cpus: CPUs that Ray reserves for one worker.
     """
 
-    input: list[str] | str = operational("")
+    input: list[str] | str = location("")
     columns: ColumnOptions = field(default_factory=ColumnOptions)
-    local_pictures: str | None = operational(None)
+    with_columns: list[str] | str = operational(factory=list)
+    where: str | None = None
+    local_pictures: str | None = location(None)
     shard_size: int = MAX_SHARD_SAMPLES
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode_threads: int = operational(2)

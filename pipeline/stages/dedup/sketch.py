@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError
-from pipeline.settings import operational
+from pipeline.settings import location
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Output, Stage, Unit
@@ -40,7 +40,7 @@ class DedupConfig:
             bytes for each of 2 * samples / buckets).
     """
 
-    input: str = operational("")
+    input: str = location("")
     on: tuple[str, ...] = KINDS
     buckets: int = 16
 

@@ -26,7 +26,7 @@ from fastwarc.warc import WarcRecord, WarcRecordType
 
 from pipeline import inputs, rules, storage
 from pipeline.errors import ConfigError, InputError
-from pipeline.settings import operational
+from pipeline.settings import location
 from pipeline.stage import Counts, Input, Output, Stage, Unit, append_units
 from pipeline.stages.discover import html, wat
 from pipeline.stages.discover.archive import read_records
@@ -57,7 +57,7 @@ class DiscoverConfig:
             datacomp-basic.
     """
 
-    input: list[str] | str = operational(factory=list)
+    input: list[str] | str = location(factory=list)
     rules: str = "laion5b"
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pipeline import columns, inputs, manifest, uids
 from pipeline.errors import ConfigError, InputError
 from pipeline.selection import Selection
-from pipeline.settings import operational
+from pipeline.settings import location
 from pipeline.shards import index
 from pipeline.shards.format import shard_name
 from pipeline.stage import Counts, Input, Output, Stage, Unit
@@ -49,11 +49,11 @@ class PackConfig:
         seed: of the order of shards and samples.
     """
 
-    input: str = operational("")
-    columns: tuple[str, ...] = operational(())
+    input: str = location("")
+    columns: tuple[str, ...] = location(())
     where: str | None = None
     preset: str | None = None
-    uids: str | None = operational(None)
+    uids: str | None = location(None)
     group: int = 4
     seed: int = 0
 

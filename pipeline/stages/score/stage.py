@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError
-from pipeline.settings import operational
+from pipeline.settings import location, operational
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
@@ -53,10 +53,10 @@ class ScoreConfig:
         decode_threads: threads that decode pictures beside the computing.
     """
 
-    input: str = operational("")
+    input: str = location("")
     kind: str = "clip"
     # where the model lies; its content is an input of every unit
-    model: str = operational("")
+    model: str = location("")
     pretrained: str | None = operational(None)
     name: str = "clip_score"
     batch_size: int = 64
