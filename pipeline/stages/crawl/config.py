@@ -108,7 +108,7 @@ class CrawlConfig(ImageOptions):
 
     input: list[str] | str = location("")
     columns: ColumnOptions = field(default_factory=ColumnOptions)
-    with_columns: list[str] | str = operational(factory=list)
+    with_columns: list[str] | str = location(factory=list)
     where: str | None = None
     local_pictures: str | None = location(None)
     shard_size: int = MAX_SHARD_SAMPLES

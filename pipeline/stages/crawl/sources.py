@@ -41,11 +41,15 @@ class ListFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A piece of a list, its columns told apart: urls, captions and the table of the others."""
+    """A piece of a list, its columns told apart: urls, captions and the table of the others.
+
+    refused: why a row is not to be fetched, None where it is; empty where all are.
+    """
 
     urls: list[str | None]
     captions: list[str | None]
     carried: pa.Table
+    refused: Sequence[str | None] = ()
 
 
 def plan_pieces(config: CrawlConfig, planned: Sequence[Unit]) -> list[Piece]:

@@ -59,9 +59,11 @@ class Crawler:
         carried = rows.carried.to_pylist() if rows.carried.num_columns else [{}] * len(rows.urls)
 
         async def one(position: int) -> None:
+            fetched = await self._fetch(rows.urls[position])
+            settle(position, fetched, await self._decode(fetched))
+
+        def settle(position: int, fetched: Fetched, picture: Picture | None) -> None:
             url, caption = rows.urls[position], rows.captions[position]
-            fetched = await self._fetch(url)
-            picture = await self._decode(fetched)
             fate = make_fate(sample_key(number, position), url, caption, fetched, picture)
             fates[position] = fate
             sample = None
@@ -69,10 +71,14 @@ class Crawler:
                 sample = make_sample(fate, carried[position], picture.data, self.config.encode_format)
             shard.put(position, sample)
 
+        for position, reason in enumerate(rows.refused):
+            if reason is not None:
+                settle(position, Fetched(reason=reason, message=reason, attempts=0), None)
         hosts = ["" if self._local else host_of(url or "") for url in rows.urls]
+        asked = [position for position in range(len(hosts)) if position not in fates]
         files = self.config.decode_threads * 2  # at a time, from a folder
         await over_hosts(
-            zip(hosts, range(len(hosts)), strict=True),
+            ((hosts[position], position) for position in asked),
             one,
             concurrency=files if self._local else self.config.fetch.concurrency,
             per_host=files if self._local else self.config.fetch.max_per_host,
