@@ -1,5 +1,7 @@
 """Columns: the sidecars of an image folder, joined on the sample's key into one table.
 
+Column folders over candidates are read by the same functions; `pipeline.candidates` has what is different.
+
 `images/N.parquet` tells what became of every URL; each column folder holds `N.parquet` with `key` and the
 columns of one kind. What judges samples (pack, dedup, the report) reads them here as one Arrow table: every
 row of the images' parquet in its order, failed downloads kept, columns without a judgement null.
@@ -7,7 +9,7 @@ row of the images' parquet in its order, failed downloads kept, columns without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -30,6 +32,8 @@ KNOWN_TYPES: dict[str, pa.DataType] = {
     **dict.fromkeys(("width", "height", "original_width", "original_height", "http_status"), pa.int32()),
     **dict.fromkeys(("bytes", "record_offset", "position"), pa.int64()),
     "clip_score": pa.float32(),
+    "language": pa.string(),
+    "language_probability": pa.float32(),
 }
 
 SUCCESS = "success"
@@ -51,8 +55,8 @@ class ColumnFolder:
         """
         if number not in self.shards:
             raise ConfigError(
-                f"column folder {self.url!r} has no shard {shard_name(number)}, which the images have; "
-                f"run stage {self.stage!r} again over the images"
+                f"column folder {self.url!r} has no shard {shard_name(number)}, which its input has; "
+                f"run stage {self.stage!r} again over it"
             )
         return self.shards[number]
 
@@ -70,6 +74,15 @@ def open_folder(url: str) -> ColumnFolder:
     return ColumnFolder(url, manifest.read(done)["stage"], {s.number: s.input for s in found})
 
 
+def open_folders(urls: Sequence[str] | str) -> list[ColumnFolder]:
+    """Lists column folders, given as an option has them: one location, or several.
+
+    Raises:
+        ConfigError: as `open_folder`.
+    """
+    return [open_folder(url) for url in ([urls] if isinstance(urls, str) else urls) if url]
+
+
 def read_images(url: str) -> pa.Table:
     """The parquet of an image shard with normalised types, and with `reason`, `http_status` and `uid` where a
     foreign writer (img2dataset) has none. `url` is the location of the parquet.
@@ -77,7 +90,7 @@ def read_images(url: str) -> pa.Table:
     Raises:
         InputError: it cannot be read, lacks a column that img2dataset writes, or keys are not unique.
     """
-    table = _read_parquet(url)
+    table = read_parquet(url)
     for name in ("key", "url", "caption", "status"):
         if name not in table.column_names:
             raise InputError(
@@ -103,13 +116,13 @@ def complete_images(table: pa.Table) -> pa.Table:
     return table
 
 
-def read_column(url: str) -> pa.Table:
-    """One sidecar with normalised types.
+def read_column(url: str, names: Collection[str] | None = None) -> pa.Table:
+    """One sidecar with normalised types; only its key and the columns in `names` where given.
 
     Raises:
         InputError: it cannot be read, has no `key`, or keys are not unique.
     """
-    table = _read_parquet(url)
+    table = read_parquet(url, None if names is None else {"key", *names})
     if "key" not in table.column_names:
         raise InputError(
             f"{url}: no column 'key'; a column folder needs one row a sample, found {_names(table)}"
@@ -159,9 +172,17 @@ def joined_schema(images: str, sidecars: Sequence[str]) -> pa.Schema:
     Raises:
         ConfigError: two files have a column of one name.
     """
-    schema = complete_images(_read_schema(images).empty_table()).schema
+    return add_schemas(complete_images(read_schema(images).empty_table()).schema, sidecars)
+
+
+def add_schemas(schema: pa.Schema, sidecars: Sequence[str]) -> pa.Schema:
+    """The schema of a table with the columns of its sidecars, from their footers alone.
+
+    Raises:
+        ConfigError: two have a column of one name.
+    """
     for url in sidecars:
-        added = _read_schema(url)
+        added = read_schema(url)
         _check_clash(schema.names, added.names, url)
         for field in added:
             if field.name != "key":
@@ -209,17 +230,31 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
-def _read_parquet(url: str) -> pa.Table:
+def read_parquet(url: str, names: Collection[str] | None = None) -> pa.Table:
+    """Any parquet with normalised types and no metadata; only the columns in `names` where given.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     try:
         with storage.open_read(url) as stream:
-            return normalise(pq.read_table(stream).replace_schema_metadata(None))
+            file = pq.ParquetFile(stream, pre_buffer=True)
+            wanted = file.schema_arrow.names
+            if names is not None:
+                wanted = [n for n in wanted if n in names]
+            return normalise(file.read(wanted).replace_schema_metadata(None))
     except FileNotFoundError as error:
         raise InputError(f"{url}: the file is missing; run the stage that writes it again") from error
     except pa.ArrowException as error:
         raise InputError(f"{url}: not a readable parquet ({error}); delete it and rerun its stage") from error
 
 
-def _read_schema(url: str) -> pa.Schema:
+def read_schema(url: str) -> pa.Schema:
+    """The names and normalised types of a parquet's columns, from its footer alone.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
     try:
         with storage.open_read(url) as stream:
             return normalise(pq.read_schema(stream).remove_metadata().empty_table()).schema

@@ -47,7 +47,7 @@ def shards(folder: str, suffix: str, *, prefix: str = "") -> list[Shard]:
     """
     if not storage.isdir(folder):
         raise ConfigError(f"input {folder!r} does not exist; run the stage that writes it, or mend --input")
-    found = _own(folder, suffix, prefix) if manifest.is_output(folder) else _foreign(folder, suffix)
+    found = _own(folder, suffix, prefix) if manifest.is_output(folder) else _foreign(folder, suffix, prefix)
     if not found:
         raise ConfigError(f"input {folder!r} holds no finished {prefix}*{suffix}; run its stage first")
     return found
@@ -61,11 +61,12 @@ def _own(folder: str, suffix: str, prefix: str) -> list[Shard]:
     return found
 
 
-def _foreign(folder: str, suffix: str) -> list[Shard]:
+def _foreign(folder: str, suffix: str, prefix: str) -> list[Shard]:
     found: dict[int, Shard] = {}
     for info in storage.list_files(folder):
-        stem = storage.basename(info.url).removesuffix(suffix)
-        if not info.url.endswith(suffix) or not stem.isdigit():
+        name = storage.basename(info.url)
+        stem = name.removesuffix(suffix).removeprefix(prefix)
+        if name != f"{prefix}{stem}{suffix}" or not stem.isdigit():
             continue
         if int(stem) in found:
             raise ConfigError(f"{folder}: two shards have the number {int(stem)}; keep one of them")

@@ -16,11 +16,14 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 
 #: drop reason of a row that a predicate (as against a named rule) did not keep
 PREDICATE = "predicate"
+#: the same where a predicate says what is to be fetched or judged, which is no verdict about the row
+NOT_SELECTED = "not_selected"
 
 _FORBIDDEN = {
     "SUBQUERY": "a subquery",
@@ -64,6 +67,16 @@ class Predicate:
     def check(self, schema: pa.Schema) -> None:
         """Raises ConfigError unless the expression is boolean over tables of this schema."""
         self.evaluate(schema.empty_table())
+
+    def refusals(self, table: pa.Table, reason: str) -> pa.StringArray:
+        """Null for every row that is kept; else `reason`, or `REASON_null` where the expression is null.
+
+        Raises:
+            ConfigError: as `evaluate`.
+        """
+        kept = self.evaluate(table)
+        refused = pc.if_else(kept, pa.scalar(None, pa.string()), reason)
+        return pc.if_else(pc.is_null(kept), f"{reason}_null", refused).cast(pa.string())
 
     def evaluate(self, table: pa.Table) -> pa.BooleanArray:
         """True, false or null for every row.

@@ -71,10 +71,8 @@ class Selection:
             open_rows = pc.indices_nonzero(pc.is_null(reasons))
             if not len(open_rows):
                 break
-            kept = rule.evaluate(table.take(open_rows))
-            verdict = pc.if_else(kept, pa.scalar(None, pa.string()), name)
-            verdict = pc.if_else(pc.is_null(kept), f"{name}_null", verdict)
-            reasons = pc.replace_with_mask(reasons, pc.is_null(reasons), verdict.cast(pa.string()))
+            verdict = rule.refusals(table.take(open_rows), name)
+            reasons = pc.replace_with_mask(reasons, pc.is_null(reasons), verdict)
         return reasons
 
 

@@ -26,6 +26,12 @@ def operational(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any
     return field(default=default, metadata={"operational": True})
 
 
+def since(default: Any) -> Any:
+    """A semantic field that came after outputs had been made without it: it has no part in the digest while
+    it is at its default, which stands for what was done before, so these outputs stay valid."""
+    return field(default=default, metadata={"since": True})
+
+
 def location(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
     """An operational field that names files or folders: paths, globs or URLs, one or several. Its relative
     paths are made absolute where the configuration is saved, so that it says the same in another folder."""
@@ -40,6 +46,8 @@ def semantic_config(config: Any) -> dict[str, Any]:
     found = {}
     for f in dataclasses.fields(config):
         if f.metadata.get("operational"):
+            continue
+        if f.metadata.get("since") and getattr(config, f.name) == f.default:
             continue
         found[f.name] = _json_value(getattr(config, f.name))
     return found

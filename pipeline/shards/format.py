@@ -7,6 +7,8 @@ import re
 
 SHARD_DIGITS = 8
 INDEX_DIGITS = 4
+#: rows of one part of a candidates folder are numbered with so many digits
+ROW_DIGITS = 8
 #: samples a shard can number; clip-retrieval assumes no more either
 MAX_SHARD_SAMPLES = 10**INDEX_DIGITS
 
@@ -27,6 +29,14 @@ def sample_key(shard: int, index: int) -> str:
     if not 0 <= index < MAX_SHARD_SAMPLES:
         raise ValueError(f"index {index} in a shard must be in 0..{MAX_SHARD_SAMPLES - 1}")
     return f"{shard_name(shard)}{index:0{INDEX_DIGITS}d}"
+
+
+def candidate_key(part: int, row: int) -> str:
+    """16 digits: the part of a candidates folder, and the row in it. It stands in no file: a candidate is what
+    its place says, and parts never change."""
+    if not 0 <= row < 10**ROW_DIGITS:
+        raise ValueError(f"row {row} of a part must be in 0..{10**ROW_DIGITS - 1}")
+    return f"{shard_name(part)}{row:0{ROW_DIGITS}d}"
 
 
 def is_key(key: str) -> bool:
