@@ -7,14 +7,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.shards.format import sample_uid
 from pipeline.shards.reader import Sample
-from pipeline.stages.crawl.fetch import Fetched
-from pipeline.stages.crawl.images import Picture
+
+if (
+    TYPE_CHECKING
+):  # the client and the decoders take seconds to import; the columns are asked for without them
+    from pipeline.stages.crawl.fetch import Fetched
+    from pipeline.stages.crawl.images import Picture
 
 #: img2dataset's columns in its order and types, then ours
 SCHEMA = pa.schema(
@@ -36,6 +40,12 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+
+#: message of a row that was refused (by a rule, a tombstone) before anything was asked for
+NOT_ASKED = "refused before it was asked for"
+
+#: made once: `json.dumps` makes an encoder a call
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +92,12 @@ def make_fate(
 
 def make_sample(fate: Fate, carried: Mapping[str, Any], picture: bytes, suffix: str) -> Sample:
     """picture, caption and json; the json holds no nulls, which HF datasets cannot type."""
-    facts = {name: _plain(value) for name, value in {**carried, **fate.row}.items()}
-    text = json.dumps({n: v for n, v in facts.items() if v is not None}, ensure_ascii=False)
+    # what json cannot hold is rare, and comes from lists alone: our own columns are texts and integers
+    facts = {name: value for name, given in carried.items() if (value := _plain(given)) is not None}
+    facts.update((name, value) for name, value in fate.row.items() if value is not None)
     members = {
         suffix: picture,
-        "json": text.encode("utf-8", "replace"),
+        "json": _JSON.encode(facts).encode("utf-8", "replace"),
         "txt": (fate.row["caption"] or "").encode("utf-8", "replace"),
     }
     return Sample(fate.row["key"], members)
@@ -106,11 +117,15 @@ def _plain(value: Any) -> Any:
 
 
 def make_table(fates: Sequence[Fate], carried: pa.Table) -> pa.Table:
-    """All rows, in the order of their keys: the carried columns, then `SCHEMA`."""
-    table = pa.Table.from_pylist([f.row for f in fates], schema=SCHEMA)
-    for position, name in enumerate(carried.column_names):
-        table = table.add_column(position, carried.schema.field(name), carried[name])
-    return table
+    """All rows, in the order of their keys: the carried columns, then `SCHEMA`.
+
+    The same values give the same bytes of parquet, however the carried columns were cut into chunks and
+    whatever the file they came from noted beside them (numbers of fields, say).
+    """
+    written = [pa.array([f.row[name] for f in fates], SCHEMA.field(name).type) for name in SCHEMA.names]
+    fields = [pa.field(f.name, f.type, f.nullable) for f in carried.schema]
+    schema = pa.schema([*fields, *SCHEMA])
+    return pa.table([*carried.columns, *written], schema=schema).combine_chunks()
 
 
 def make_stats(fates: Sequence[Fate], *, began: float, ended: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pipeline.shards.format import sample_key
 from pipeline.stage import Counts, Output, Resources, Stage, Unit, append_units
 from pipeline.stages.crawl.config import ColumnOptions, CrawlConfig, FetchConfig
 from pipeline.stages.crawl.lists import ListReader
@@ -71,7 +72,8 @@ class CrawlStage(Stage):
 
         began = time.time()
         rows = self._rows(unit)
-        fates, tar = self._crawler.crawl(unit.number, rows, scratch)
+        keys = [sample_key(unit.number, position) for position in range(len(rows.urls))]
+        fates, tar = self._crawler.crawl(keys, rows, scratch)
         counts = Counts()
         for fate in fates:
             if fate.reason is None:

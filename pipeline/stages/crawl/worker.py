@@ -7,17 +7,17 @@ shard's bytes depend on what the servers sent and on nothing else.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.shards.format import sample_key
 from pipeline.stages.crawl.config import CrawlConfig
 from pipeline.stages.crawl.fetch import Fetched, Fetcher, host_of
 from pipeline.stages.crawl.images import Picture, Processor
 from pipeline.stages.crawl.local import LocalPictures
 from pipeline.stages.crawl.ordered import OrderedShard
 from pipeline.stages.crawl.resolve import Lookup
-from pipeline.stages.crawl.rows import Fate, make_fate, make_sample
+from pipeline.stages.crawl.rows import NOT_ASKED, Fate, make_fate, make_sample
 from pipeline.stages.crawl.sources import Rows
 from pipeline.stages.crawl.spread import over_hosts
 
@@ -47,14 +47,14 @@ class Crawler:
         self._loop.close()
         self._threads.shutdown()
 
-    def crawl(self, number: int, rows: Rows, folder: Path) -> tuple[list[Fate], Path]:
-        """Crawls the rows of shard `number`: (the fates in order, the finished tar in `folder`)."""
+    def crawl(self, keys: Sequence[str], rows: Rows, folder: Path) -> tuple[list[Fate], Path]:
+        """Crawls rows of one shard, whose keys these are: (the fates in order, the finished tar in `folder`)."""
         shard = OrderedShard(folder, "shard")
-        fates = self._loop.run_until_complete(self._all(number, rows, shard))
+        fates = self._loop.run_until_complete(self._all(keys, rows, shard))
         shard.close(len(fates))
         return fates, shard.path
 
-    async def _all(self, number: int, rows: Rows, shard: OrderedShard) -> list[Fate]:
+    async def _all(self, keys: Sequence[str], rows: Rows, shard: OrderedShard) -> list[Fate]:
         fates: dict[int, Fate] = {}
         carried = rows.carried.to_pylist() if rows.carried.num_columns else [{}] * len(rows.urls)
 
@@ -64,7 +64,7 @@ class Crawler:
 
         def settle(position: int, fetched: Fetched, picture: Picture | None) -> None:
             url, caption = rows.urls[position], rows.captions[position]
-            fate = make_fate(sample_key(number, position), url, caption, fetched, picture)
+            fate = make_fate(keys[position], url, caption, fetched, picture)
             fates[position] = fate
             sample = None
             if picture is not None and picture.data is not None:
@@ -73,7 +73,7 @@ class Crawler:
 
         for position, reason in enumerate(rows.refused):
             if reason is not None:
-                settle(position, Fetched(reason=reason, message=reason, attempts=0), None)
+                settle(position, Fetched(reason=reason, message=NOT_ASKED, attempts=0), None)
         hosts = ["" if self._local else host_of(url or "") for url in rows.urls]
         asked = [position for position in range(len(hosts)) if position not in fates]
         files = self.config.decode_threads * 2  # at a time, from a folder
