@@ -48,14 +48,32 @@ class Unit:
 
     def digest(self, stage: Stage) -> str:
         """16 hex digits over (stage, version, semantic config, source, content of the inputs)."""
-        payload = {
-            "stage": stage.name,
-            "version": stage.version,
-            "config": semantic_config(stage.config),
-            "source": self.source,
-            "inputs": [i.fingerprint for i in self.inputs],
-        }
-        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(
+            stage=stage.name,
+            version=stage.version,
+            config=semantic_config(stage.config),
+            source=self.source,
+            fingerprints=[i.fingerprint for i in self.inputs],
+        )
+
+
+def digest_of(
+    *,
+    stage: str,
+    version: int,
+    config: Mapping[str, Any],
+    source: Mapping[str, Any],
+    fingerprints: Sequence[str],
+) -> str:
+    """The digest of a unit, from what its manifest says it was made of: 16 hex digits."""
+    payload = {
+        "stage": stage,
+        "version": version,
+        "config": config,
+        "source": source,
+        "inputs": list(fingerprints),
+    }
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
