@@ -8,10 +8,11 @@ from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stage import Stage
 from pipeline.stages.pack import Pack, PackConfig
+from pipeline.tombstones import with_book
 
 
 def stages(config: PackConfig, output: str) -> list[tuple[Stage, str]]:
-    return [(Pack(config), output)]
+    return [(Pack(with_book(config, output)), output)]
 
 
 def run(config: PackConfig, request: Request) -> int:

@@ -2,8 +2,8 @@
 
 `FOLDER/_pairmill/tombstones.jsonl` holds one entry a line: `{"kind": "domain", "value": "example.org",
 "note": ..., "time": ...}`. `pairmill takedown` writes it, crawl and pack read it, together with the files and
-folders that their option `tombstones` names. Entries are no part of a unit's digest: a new one makes no finished unit
-differ, since takedown itself takes the pictures out of those.
+folders that their option `tombstones` names. Entries are no part of a unit's digest: a new one makes no
+finished unit differ, since takedown itself takes the pictures out of those.
 
 Kinds, and what a row must have to be meant:
 
@@ -16,12 +16,14 @@ Kinds, and what a row must have to be meant:
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -226,8 +228,6 @@ def read_list(text: str, name: str, *, note: str = "") -> list[Entry]:
     Raises:
         ConfigError: a line is neither.
     """
-    import csv
-
     lines = [(n, line.strip()) for n, line in enumerate(text.lstrip("\ufeff").splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and not line.startswith("#")]
     if not lines:
@@ -251,6 +251,12 @@ def read_list(text: str, name: str, *, note: str = "") -> list[Entry]:
                 f"{name}: line {number}: {error}; lines are KIND:VALUE, or CSV with kind,value"
             ) from error
     return found
+
+
+def with_book(config: Any, output: str) -> Any:
+    """The config of a stage (a dataclass with a field `tombstones`) made to respect what was taken down from
+    the stage's output folder too; a stage does not know where its output lies."""
+    return replace(config, tombstones=[*config.tombstones, book_url(output)])
 
 
 def append(folder: str, entries: Iterable[Entry]) -> int:

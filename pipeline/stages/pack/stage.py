@@ -20,15 +20,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs, manifest, uids
+from pipeline import columns, inputs, tombstones, uids
 from pipeline.errors import ConfigError, InputError
 from pipeline.selection import Selection
 from pipeline.settings import location
-from pipeline.shards import index
-from pipeline.shards.format import shard_name
 from pipeline.stage import Counts, Input, Output, Stage, Unit
+from pipeline.stages.pack.finish import shard_facts, write_indexes
 from pipeline.stages.pack.groups import plan_groups, shuffled
 from pipeline.stages.pack.samples import make_sample, open_pool, rows_of
+from pipeline.tombstones import Tombstones
 
 #: the images' parquet says success, and the tar has no picture under this key
 NO_PICTURE = "missing_in_shard"
@@ -45,6 +45,8 @@ class PackConfig:
             `clip_score >= 0.28 AND duplicate_of IS NULL`.
         preset: keep samples that satisfy a preset of known datasets, such as `laion400m`.
         uids: keep samples whose uid is in this file: DataComp's `.npy` of pairs, or a text list.
+        tombstones: folders or lists of what was taken down (docs/takedown.md) and must not be packed; those
+            of the image folder and of the output always count.
         group: image shards in one training shard.
         seed: of the order of shards and samples.
     """
@@ -54,6 +56,7 @@ class PackConfig:
     where: str | None = None
     preset: str | None = None
     uids: str | None = location(None)
+    tombstones: list[str] = location(factory=list)
     group: int = 4
     seed: int = 0
 
@@ -74,6 +77,7 @@ class Pack(Stage):
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         images = {s.number: s for s in inputs.shards(self.config.input, ".tar")}
+        self._tombstones()
         folders = [columns.open_folder(url) for url in self.config.columns]
         parts = {n: (s.input, *(f.shard(n) for f in folders)) for n, s in images.items()}
         first = next(iter(images.values()))
@@ -103,6 +107,10 @@ class Pack(Stage):
             found.append(Input(url=f"preset:{self.config.preset}", fingerprint=mark))
         return tuple(found)
 
+    def _tombstones(self) -> Tombstones:
+        """Raises ConfigError for a place that does not exist, or an entry that cannot be read."""
+        return tombstones.load([tombstones.book_url(self.config.input), *self.config.tombstones])
+
     def start(self) -> None:
         if self.config.uids is not None:
             config, subset = self.config, uids.load(self.config.uids)
@@ -114,9 +122,13 @@ class Pack(Stage):
 
         shards = self._shards_of(unit)
         table = columns.concat([_read_shard(images, sidecars) for images, sidecars in shards])
-        reasons = self.selection.reasons(table)
+        # read for every unit: a worker may live for days, and what is taken down meanwhile must not go in
+        taken = self._tombstones().mask(table)
+        reasons = pc.if_else(taken, tombstones.TAKEN_DOWN, self.selection.reasons(table))
         dropped = Counter(r for r in reasons.to_pylist() if r is not None)
-        statuses = Counter(table["status"].to_pylist())
+        # what was taken down is told by its reason alone: the images' parquet calls it a failed download
+        others = pc.fill_null(pc.not_equal(reasons, tombstones.TAKEN_DOWN), True)
+        statuses = Counter(table["status"].filter(others).to_pylist())
         kept = _in_order(table.filter(pc.is_null(reasons)), self.config.seed)
         target = scratch / "shard.tar"
         with open_pool([images for images, _ in shards]) as pool, ShardWriter(target) as writer:
@@ -130,7 +142,7 @@ class Pack(Stage):
                     writer.write(make_sample(row, pictures))
         kept = kept.filter(pa.array(written, pa.bool_()))
         counts = Counts(len(table), len(kept), dropped)
-        facts = {"samples": len(kept), "size": target.stat().st_size, "md5": index.md5_file(target)}
+        facts = shard_facts(target, len(kept))
         parts = {".tar": target, ".parquet": kept, "_stats.json": _stats(counts, statuses)}
         return Output(parts=parts, counts=counts, notes=facts)
 
@@ -141,8 +153,7 @@ class Pack(Stage):
         return [(urls[at], urls[at + 1 : at + width]) for at in range(0, len(urls), width)]
 
     def finish(self, output: str) -> None:
-        facts = [(shard_name(record["unit"]), record["notes"]) for record in manifest.read_all(output)]
-        index.write_indexes(output, [index.ShardFacts(name=f"{name}.tar", **notes) for name, notes in facts])
+        write_indexes(output)
 
 
 def _read_shard(tar: str, sidecars: list[str]) -> pa.Table:

@@ -1,0 +1,29 @@
+"""The indexes over a folder of packed shards, from what each manifest notes of its tar.
+
+Pack writes them when all of its units stand, and takedown when it took samples out of some.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import manifest
+from pipeline.shards import index
+from pipeline.shards.format import shard_name
+
+
+def shard_facts(tar: Path, samples: int) -> dict[str, Any]:
+    """The notes of a unit: number of samples, size in bytes and md5 of its tar."""
+    return {"samples": samples, "size": tar.stat().st_size, "md5": index.md5_file(tar)}
+
+
+def write_indexes(output: str) -> None:
+    """Writes `sizes.json` and `wids.json`; leaves them alone where they say the same already."""
+    shards = []
+    for record in manifest.read_all(output):
+        notes = record["notes"]
+        name = f"{shard_name(record['unit'])}.tar"
+        facts = {fact: notes[fact] for fact in ("samples", "size", "md5")}
+        shards.append(index.ShardFacts(name=name, **facts))
+    index.write_indexes(output, shards)
