@@ -7,7 +7,7 @@ import sys
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stage import Stage
-from pipeline.stages.score.stage import ScoreConfig, ScoreStage
+from pipeline.stages.score import ScoreConfig, ScoreStage
 
 
 def stages(config: ScoreConfig, output: str) -> list[tuple[Stage, str]]:

@@ -1,8 +1,8 @@
 """Candidates: what discover found, before any picture is fetched, as rows with keys.
 
-`candidates/part-N.parquet` stores no key: a candidate is what its place says, the number of its part and its
-row in it, before any filter (`pipeline.shards.format.candidate_key`, 16 digits). Column folders over candidates
-(dedup, language) have one `N.parquet` for each part, with one row for every candidate in this order.
+`candidates/part-N.parquet` stores no key: a candidate is what its place says, the number of its part and
+its row in it, before any filter (`pipeline.shards.format.candidate_key`, 16 digits). Column folders over
+candidates (dedup, language) have one `N.parquet` for each part, a row for every candidate in this order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def keys(part: int, start: int, stop: int) -> pa.StringArray:
 
 
 def read_part(url: str, names: Collection[str] | None = None) -> pa.Table:
-    """A part with its `key`, then its columns with normalised types; only those in `names` where given.
+    """A part with its `key`, then its columns with normalised types; only those in `names` (lower case)
+    where given.
 
     Raises:
         InputError: it cannot be read.

@@ -80,7 +80,12 @@ def open_folders(urls: Sequence[str] | str) -> list[ColumnFolder]:
     Raises:
         ConfigError: as `open_folder`.
     """
-    return [open_folder(url) for url in ([urls] if isinstance(urls, str) else urls) if url]
+    return [open_folder(url) for url in listed(urls)]
+
+
+def listed(urls: Sequence[str] | str) -> list[str]:
+    """What an option names that takes one location or several; an empty one names nothing."""
+    return [url for url in ([urls] if isinstance(urls, str) else urls) if url]
 
 
 def read_images(url: str) -> pa.Table:
@@ -117,7 +122,8 @@ def complete_images(table: pa.Table) -> pa.Table:
 
 
 def read_column(url: str, names: Collection[str] | None = None) -> pa.Table:
-    """One sidecar with normalised types; only its key and the columns in `names` where given.
+    """One sidecar with normalised types; only its key and the columns in `names` (lower case) where
+    given.
 
     Raises:
         InputError: it cannot be read, has no `key`, or keys are not unique.
@@ -231,7 +237,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def read_parquet(url: str, names: Collection[str] | None = None) -> pa.Table:
-    """Any parquet with normalised types and no metadata; only the columns in `names` where given.
+    """Any parquet with normalised types, no metadata; only the columns in `names` (lower case) where given.
 
     Raises:
         InputError: it is missing or damaged.
@@ -241,7 +247,7 @@ def read_parquet(url: str, names: Collection[str] | None = None) -> pa.Table:
             file = pq.ParquetFile(stream, pre_buffer=True)
             wanted = file.schema_arrow.names
             if names is not None:
-                wanted = [n for n in wanted if n in names]
+                wanted = [n for n in wanted if n.lower() in names]
             return normalise(file.read(wanted).replace_schema_metadata(None))
     except FileNotFoundError as error:
         raise InputError(f"{url}: the file is missing; run the stage that writes it again") from error

@@ -32,8 +32,8 @@ def sample_key(shard: int, index: int) -> str:
 
 
 def candidate_key(part: int, row: int) -> str:
-    """16 digits: the part of a candidates folder, and the row in it. It stands in no file: a candidate is what
-    its place says, and parts never change."""
+    """16 digits: the part of a candidates folder, and the row in it. Candidates are stored without it: parts
+    never change, so the place says it."""
     if not 0 <= row < 10**ROW_DIGITS:
         raise ValueError(f"row {row} of a part must be in 0..{10**ROW_DIGITS - 1}")
     return f"{shard_name(part)}{row:0{ROW_DIGITS}d}"

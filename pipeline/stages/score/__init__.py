@@ -1,5 +1,8 @@
-"""Score: judges every picture of an image folder; the judgement is a column folder. Kinds: `clip`."""
+"""Score: judges every picture of an image folder, or every candidate; the judgement is a column folder.
 
-from pipeline.stages.score.stage import ScoreConfig, ScoreStage
+Kinds: `clip`, `language`."""
+
+from pipeline.stages.score.config import ScoreConfig
+from pipeline.stages.score.stage import ScoreStage
 
 __all__ = ["ScoreConfig", "ScoreStage"]

@@ -1,165 +1,187 @@
-"""The score stage: one row for every success of an image shard, with what a model says of it.
+"""The score stage: one row for every success of an image shard, or for every candidate, with a judgement.
 
     pairmill score --kind clip --model runs/scorer/model --input images --output columns/clip
-    pairmill score --model ViT-B-32 --pretrained laion2b_s34b_b79k --name clip_b32 ...
+    pairmill score --kind language --input candidates --output columns/language
 
-A picture that cannot be judged has a null score and is counted by reason; it fails nothing. Scores of
-the same model, batch size and device are the same bits from run to run: batches are cut at fixed places, and
-a worker computes with a fixed number of threads.
+A row that cannot be judged has null and is counted by reason; it fails nothing. What a kind judges, how it is
+loaded and which columns it writes stands in its own file (`pipeline.stages.score.kind`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs
+from pipeline import candidates, columns, inputs
 from pipeline.errors import ConfigError
-from pipeline.settings import location, operational
+from pipeline.predicate import NOT_SELECTED, Predicate
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
-from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
-from pipeline.stages.score.weights import model_fingerprint
+from pipeline.stage import Counts, Output, Resources, Stage, Unit
+from pipeline.stages.score.clip import Clip
+from pipeline.stages.score.config import ScoreConfig
+from pipeline.stages.score.kind import Judge, Kind, Row
+from pipeline.stages.score.language import Language
 
-PRECISIONS = ("fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
+KINDS: dict[str, Kind] = {"clip": Clip(), "language": Language()}
 
-#: why a success has no score
-NO_PICTURE, UNDECODABLE, NO_CAPTION = "missing_in_shard", "undecodable", "no_caption"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """What is scored, with which model.
-
-    Attributes:
-        input: the image folder (the crawl's output, or a folder of img2dataset).
-        kind: what is judged: `clip`, the cosine of picture and caption.
-        model: an open_clip model name, or the `model/` folder of a finished training.
-        pretrained: with an open_clip name: a pretrained tag, or a local checkpoint.
-        name: the column's name, so that several models can stand side by side.
-        batch_size: pictures that the model sees at once.
-        precision: `fp32` or `bf16`.
-        device: `auto`, `cpu` or `cuda`; `auto` is a GPU when one is there.
-        cpus: CPUs of a worker; the model computes with as many threads.
-        gpus: GPUs of a worker: 1, or a part such as 0.5 where several workers share one.
-        decode_threads: threads that decode pictures beside the computing.
-    """
-
-    input: str = location("")
-    kind: str = "clip"
-    # where the model lies; its content is an input of every unit
-    model: str = location("")
-    pretrained: str | None = operational(None)
-    name: str = "clip_score"
-    batch_size: int = 64
-    precision: str = "fp32"
-    device: str = operational("auto")
-    cpus: float = operational(1.0)
-    gpus: float = operational(0.0)
-    decode_threads: int = operational(2)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One success: its key, the bytes of its picture (None where the tar has none), and its caption."""
-
-    key: str
-    picture: bytes | None
-    caption: str
-
-
-class Scorer(Protocol):
-    """One kind of judgement, loaded."""
-
-    name: str
-
-    def score(self, candidates: Iterator[Candidate]) -> Iterator[tuple[str, float | None, str | None]]:
-        """(key, score or None, why there is none) of each candidate, in their order."""
-        ...
-
-
-def _clip(config: ScoreConfig) -> Scorer:
-    # torch is slow to import, and only workers need it
-    from pipeline.stages.score.clip import ClipKind
-
-    return ClipKind(config)
-
-
-KINDS: dict[str, Callable[[ScoreConfig], Scorer]] = {"clip": _clip}
+#: options of all kinds
+COMMON = frozenset({"input", "kind", "columns", "where", "name", "cpus"})
 
 
 class ScoreStage(Stage):
-    """Image shard -> column of scores."""
+    """Image shard, or part of the candidates -> the columns of one kind."""
 
     name = "score"
 
     def __init__(self, config: ScoreConfig) -> None:
         """Raises ConfigError for values that no worker could start with."""
+        if config.kind not in KINDS:
+            raise ConfigError(f"kind {config.kind!r} must be one of {', '.join(KINDS)}")
+        self.kind = KINDS[config.kind]
+        if config.name is None:
+            config = dataclasses.replace(config, name=self.kind.column)
         self.config = config
-        _one_of("kind", config.kind, tuple(KINDS))
-        _one_of("precision", config.precision, PRECISIONS)
-        _one_of("device", config.device, DEVICES)
-        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", config.name) or config.name == "key":
-            raise ConfigError(f"name {config.name!r} must be a column name such as clip_score or clip_b32")
-        if config.batch_size < 1 or config.decode_threads < 1 or config.cpus <= 0:
-            raise ConfigError("batch_size and decode_threads must be at least 1, cpus above 0")
-        self._scorer: Scorer | None = None
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self._name) or self._name == "key":
+            raise ConfigError(f"name {self._name!r} must be a column name such as clip_score or clip_b32")
+        if config.cpus <= 0:
+            raise ConfigError(f"cpus {config.cpus} must be above 0")
+        if config.columns and config.where is None:
+            raise ConfigError(f"columns {config.columns!r} are there for --where, which is not given")
+        self._refuse_options_of_others()
+        self.kind.check(config)
+        self.where = Predicate(config.where) if config.where is not None else None
+        self._judge: Judge | None = None
+
+    @property
+    def _name(self) -> str:
+        assert self.config.name is not None
+        return self.config.name
 
     @property
     def resources(self) -> Resources:
         return Resources(cpus=self.config.cpus, gpus=self.config.gpus)
 
+    def _refuse_options_of_others(self) -> None:
+        for field in dataclasses.fields(ScoreConfig):
+            known = field.name in COMMON or field.name in self.kind.options
+            if not known and getattr(self.config, field.name) != field.default:
+                raise ConfigError(
+                    f"{field.name} {getattr(self.config, field.name)!r} means nothing to kind "
+                    f"{self.config.kind!r}; leave it away"
+                )
+
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        mark = model_fingerprint(self.config.model, self.config.pretrained)
-        model = Input(url=self.config.model, fingerprint=mark)
-        found = inputs.shards(self.config.input, ".tar")
-        return [Unit(number=s.number, source={"shard": s.number}, inputs=(s.input, model)) for s in found]
+        of_candidates = candidates.is_candidates(self.config.input)
+        if of_candidates and self.kind.pictures:
+            raise ConfigError(
+                f"input {self.config.input!r} holds candidates, and kind {self.config.kind!r} looks at "
+                "pictures; crawl them first, and score the crawl's output"
+            )
+        shared = self.kind.inputs(self.config)
+        if of_candidates:
+            found, source = candidates.parts(self.config.input), "part"
+        else:
+            found, source = inputs.shards(self.config.input, ".tar"), "shard"
+        folders = columns.open_folders(self.config.columns)
+        units = [
+            Unit(
+                number=s.number,
+                source={source: s.number},
+                inputs=(s.input, *shared, *(folder.shard(s.number) for folder in folders)),
+            )
+            for s in found
+        ]
+        if self.where is not None:
+            self.where.check(self._schema(units[0]))
+        return units
+
+    def _schema(self, unit: Unit) -> pa.Schema:
+        url = unit.inputs[0].url
+        if "part" in unit.source:
+            return candidates.joined_schema(url, self._sidecars(unit))
+        return columns.joined_schema(_parquet_of(url), self._sidecars(unit))
+
+    def _sidecars(self, unit: Unit) -> list[str]:
+        own = len(unit.inputs) - len(columns.listed(self.config.columns))
+        return [i.url for i in unit.inputs[own:]]
 
     def start(self) -> None:
-        self._scorer = KINDS[self.config.kind](self.config)
+        self._judge = self.kind.load(self.config)
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        assert self._scorer is not None, "start() loads the model"
-        tar = unit.inputs[0].url
-        images = columns.read_images(tar.rsplit(".", 1)[0] + ".parquet")
-        images = images.filter(pc.equal(images["status"], columns.SUCCESS))
-        scores: dict[str, float | None] = {}
+        url, sidecars = unit.inputs[0].url, self._sidecars(unit)
+        named = self.where.columns if self.where is not None else frozenset()
+        if "part" in unit.source:
+            table, tar = candidates.read_part(url, {"caption", *named}), None
+        else:
+            table, tar = columns.read_images(_parquet_of(url)), url
+        table = columns.join(table, ((s, columns.read_column(s, named)) for s in sidecars))
+        judged, counts = self.judge(table, tar)
+        assert self._judge is not None
+        return Output(parts={".parquet": judged}, counts=counts, notes={"model": self._judge.name})
+
+    def judge(self, table: pa.Table, tar: str | None) -> tuple[pa.Table, Counts]:
+        """The sidecar of one shard: a row for every success of `table`, or for every row where it has no
+        `status`, and how many were judged or not, by reason.
+
+        Args:
+            table: `key`, `caption` and what `where` names; `status` for images.
+            tar: where the pictures are; None for a kind that needs none.
+        """
+        assert self._judge is not None, "start() loads the model"
+        if "status" in table.column_names:
+            table = table.filter(pc.equal(table["status"], columns.SUCCESS))
         dropped: Counter[str] = Counter()
-        for key, score, reason in self._scorer.score(read_candidates(tar, images)):
-            scores[key] = score
-            dropped.update([reason] if reason else [])
-        keys = images["key"].to_pylist()
-        table = pa.table(
-            {
-                "key": pa.array(keys, pa.string()),
-                self.config.name: pa.array([scores[key] for key in keys], pa.float32()),
-            }
-        )
-        counts = Counts(len(keys), len(keys) - dropped.total(), dropped)
-        return Output(parts={".parquet": table}, counts=counts, notes={"model": self._scorer.name})
+        asked = table
+        if self.where is not None:
+            refused = self.where.refusals(table, NOT_SELECTED)
+            dropped.update(r for r in refused.to_pylist() if r is not None)
+            asked = table.filter(pc.is_null(refused))
+        found: dict[str, tuple[Any, ...]] = {}
+        rows = rows_with_pictures(tar, asked) if self.kind.pictures and tar else rows_of(asked)
+        for key, values, reason in self._judge.judge(rows):
+            if values is not None:
+                found[key] = values
+            else:
+                assert reason is not None
+                dropped[reason] += 1
+        return self._table(table["key"], found), Counts(len(table), len(found), dropped)
+
+    def _table(self, keys: pa.ChunkedArray, found: dict[str, tuple[Any, ...]]) -> pa.Table:
+        schema = self.kind.schema(self._name)
+        rows = [found.get(key) for key in keys.to_pylist()]
+        arrays = [
+            pa.array([None if row is None else row[at] for row in rows], field.type)
+            for at, field in enumerate(schema)
+        ]
+        return pa.table([pa.array(keys.to_pylist(), pa.string()), *arrays], names=["key", *schema.names])
 
 
-def read_candidates(tar: str, images: pa.Table) -> Iterator[Candidate]:
-    """Every row of `images` with its picture: in the order of the tar, then those that the tar lacks."""
-    pairs = zip(images["key"].to_pylist(), images["caption"].to_pylist(), strict=True)
-    captions = {key: caption or "" for key, caption in pairs}
+def rows_of(table: pa.Table) -> Iterator[Row]:
+    """Every row, without a picture."""
+    for key, caption in zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True):
+        yield Row(key, None, caption or "")
+
+
+def rows_with_pictures(tar: str, table: pa.Table) -> Iterator[Row]:
+    """Every row with its picture: in the order of the tar, then those that the tar lacks."""
+    captions = {row.key: row.caption for row in rows_of(table)}
     for sample in iter_samples(tar):
         if sample.key in captions:
             pictures = [data for suffix, data in sorted(sample.members.items()) if is_image(suffix)]
             picture = pictures[0] if pictures else None
-            yield Candidate(sample.key, picture, captions.pop(sample.key))
+            yield Row(sample.key, picture, captions.pop(sample.key))
     for key, caption in captions.items():
-        yield Candidate(key, None, caption)
+        yield Row(key, None, caption)
 
 
-def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field} {value!r} must be one of {', '.join(allowed)}")
+def _parquet_of(tar: str) -> str:
+    return tar.rsplit(".", 1)[0] + ".parquet"

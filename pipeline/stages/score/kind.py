@@ -1,0 +1,78 @@
+"""What a kind of judgement is. A new one is a file with a `Kind` here, and a line in `stage.KINDS`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from pipeline.stage import Input
+from pipeline.stages.score.config import ScoreConfig
+
+#: why a row has no judgement
+NO_PICTURE, UNDECODABLE, NO_CAPTION = "missing_in_shard", "undecodable", "no_caption"
+
+
+class Row(NamedTuple):
+    """What a kind may look at: `picture` is None for kinds that need none, and where the tar has none."""
+
+    key: str
+    picture: bytes | None
+    caption: str
+
+
+class Judgement(NamedTuple):
+    """values: one for each of the kind's columns; None where there is no judgement, and `reason` says why."""
+
+    key: str
+    values: tuple[Any, ...] | None
+    reason: str | None = None
+
+
+class Judge(Protocol):
+    """A kind with its model loaded; used by one thread. `name` goes into the manifest."""
+
+    name: str
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Judgement]:
+        """A judgement of each row, in their order."""
+        ...
+
+
+class Kind(ABC):
+    """One kind of judgement. Its module is imported where stages are planned: heavy imports go into `load`.
+
+    Attributes:
+        column: its column's name unless `name` gives another.
+        pictures: whether it looks at pictures. Kinds that do not can judge candidates too, and open no tar.
+        options: the fields of ScoreConfig, beside those of all kinds, that mean something to it.
+    """
+
+    column: ClassVar[str]
+    pictures: ClassVar[bool]
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, config: ScoreConfig) -> None:  # noqa: B027 - most values are right by their type
+        """Raises ConfigError for values that no worker could start with."""
+
+    @abstractmethod
+    def schema(self, name: str) -> pa.Schema:
+        """The columns it writes beside `key`."""
+
+    def inputs(self, config: ScoreConfig) -> tuple[Input, ...]:
+        """What every unit depends on beside its rows, such as the content of a model.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        return ()
+
+    @abstractmethod
+    def load(self, config: ScoreConfig) -> Judge:
+        """Loads what it judges with, once a worker.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
