@@ -9,3 +9,12 @@ class ConfigError(ValueError):
 
 class InputError(ValueError):
     """An input cannot be read (truncated archive, corrupt shard): the unit fails, the others go on."""
+
+
+class RunError(RuntimeError):
+    """The run cannot go on: no worker starts, the storage does not answer. What is committed stays, and the
+    same command completes it later. The command exits with 1."""
+
+
+class StorageFullError(RunError):
+    """A disk is full; the message names it, and what is free."""
