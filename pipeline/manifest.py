@@ -5,6 +5,7 @@ Layout inside every output folder:
     00000003.tar, 00000003.parquet ...            the parts
     _pairmill/units.jsonl                         number and source of every planned unit, append-only
     _pairmill/manifests/00000003.<digest>-<content>.json
+    _pairmill/manifests/00000000-<mark>.parquet   manifests by the thousand (`pipeline.compacted`)
     _pairmill/pending/00000003-<random>/    new parts of a unit being replaced (`pipeline.commit`)
     _pairmill/quarantine/00000003.json            units that failed three times, with the error
     _pairmill/config.yaml                         the resolved configuration of the last run
@@ -19,26 +20,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
+from pipeline import compacted, storage
 from pipeline.shards.format import shard_name
 from pipeline.stage import Counts, Unit
 
 BOOKS = "_pairmill"
+#: `00000003.void` beside the manifests: what a compacted object says of unit 3 does not count any more
+VOID = "void"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A committed unit as its manifest's name tells it."""
+    """A committed unit as its manifest's name tells it.
+
+    url: where the manifest lies, or would lie were it not `compacted` into another object, given there.
+    """
 
     number: int
     digest: str
     content: str
     url: str
+    compacted: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The folder of manifests as one listing shows it.
+
+    loose: the manifests that are files of their own, by number. void: units whose compacted manifests do not
+    count any more. compacted: locations of the objects with a thousand manifests each, by thousand.
+    """
+
+    loose: list[Done]
+    void: set[int]
+    compacted: dict[int, list[str]]
 
 
 def manifest_folder(output: str) -> str:
@@ -51,8 +72,8 @@ def quarantine_url(output: str, number: int) -> str:
 
 def list_quarantined(output: str) -> set[int]:
     """The numbers of the quarantined units, from one listing."""
-    files = storage.list_files(storage.join(output, BOOKS, "quarantine"))
-    return {int(storage.basename(f.url).removesuffix(".json")) for f in files}
+    names = storage.list_names(storage.join(output, BOOKS, "quarantine"))
+    return {int(name.removesuffix(".json")) for name in names}
 
 
 def is_output(folder: str) -> bool:
@@ -60,19 +81,53 @@ def is_output(folder: str) -> bool:
     return storage.isdir(manifest_folder(folder))
 
 
+def list_folder(output: str) -> Listing:
+    """What lies in the folder of manifests."""
+    folder = manifest_folder(output)
+    loose, void, compacted_ = [], set(), defaultdict(list)
+    for name in storage.list_names(folder):
+        stem, _, rest = name.partition(".")
+        thousand = compacted.thousand_of(name)
+        if thousand is not None:
+            compacted_[thousand].append(storage.join(folder, name))
+        elif stem.isdigit() and rest == VOID:
+            void.add(int(stem))
+        elif stem.isdigit() and rest.endswith(".json") and "-" in rest:
+            digest, _, content = rest.removesuffix(".json").partition("-")
+            url = storage.join(folder, name)
+            loose.append(Done(number=int(stem), digest=digest, content=content, url=url))
+    loose.sort(key=lambda d: d.number)
+    return Listing(loose=loose, void=void, compacted=dict(compacted_))
+
+
 def list_manifests(output: str) -> list[Done]:
-    """All manifests of an output folder, by number, from one listing.
+    """All manifests of an output folder, by number: from one listing, and one object for each thousand units
+    that `compact` has merged.
 
     A unit has two only while a run replaces it, or when two runs raced on one output.
     """
-    found = []
-    for info in storage.list_files(manifest_folder(output)):
-        parts = storage.basename(info.url).removesuffix(".json").split(".")
-        if len(parts) != 2 or not parts[0].isdigit() or "-" not in parts[1]:
-            continue
-        digest, _, content = parts[1].partition("-")
-        found.append(Done(number=int(parts[0]), digest=digest, content=content, url=info.url))
-    return sorted(found, key=lambda d: d.number)
+    listing = list_folder(output)
+    if not listing.compacted:
+        return listing.loose
+    return sorted([*listing.loose, *standing_rows(output, listing)], key=lambda d: d.number)
+
+
+def standing_rows(output: str, listing: Listing) -> list[Done]:
+    """The compacted manifests that count: those of units that have neither a loose one nor a mark."""
+    hidden = listing.void | {d.number for d in listing.loose}
+    folder = manifest_folder(output)
+    rows = compacted.read_rows([url for urls in listing.compacted.values() for url in urls])
+    return [
+        Done(
+            number=row.number,
+            digest=row.digest,
+            content=row.content,
+            url=storage.join(folder, f"{shard_name(row.number)}.{row.digest}-{row.content}.json"),
+            compacted=row.url,
+        )
+        for row in rows
+        if row.number not in hidden
+    ]
 
 
 def list_done(output: str) -> dict[int, Done]:
@@ -81,14 +136,42 @@ def list_done(output: str) -> dict[int, Done]:
 
 
 def read(done: Done) -> dict[str, Any]:
+    """The manifest of a committed unit."""
+    if done.compacted is not None:
+        return compacted.read_manifests_cached(done.compacted)[done.number, done.digest, done.content]
     return json.loads(storage.read_bytes(done.url))
+
+
+def iter_all(output: str) -> Iterator[dict[str, Any]]:
+    """The manifests of all committed units, by number; at most some thousands are in memory."""
+    done = sorted(list_done(output).values(), key=lambda d: d.number)
+    with ThreadPoolExecutor(compacted.THREADS) as pool:
+        for start in range(0, len(done), compacted.THOUSAND):
+            piece = done[start : start + compacted.THOUSAND]
+            for url in {d.compacted for d in piece if d.compacted}:
+                compacted.read_manifests_cached(url)
+            yield from pool.map(read, piece)
 
 
 def read_all(output: str) -> list[dict[str, Any]]:
     """All manifests of an output folder, by number."""
-    done = sorted(list_done(output).values(), key=lambda d: d.number)
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(read, done))
+    return list(iter_all(output))
+
+
+def void_url(output: str, number: int) -> str:
+    return storage.join(manifest_folder(output), f"{shard_name(number)}.{VOID}")
+
+
+def withdraw(output: str, name: str) -> None:
+    """Makes a unit count as not done: its manifest of this name goes, and a mark says that what a compacted
+    object may say of the unit does not count. Once a new manifest stands `unmark` may follow."""
+    storage.write_bytes(void_url(output, int(name.partition(".")[0])), b"")
+    storage.remove(storage.join(manifest_folder(output), name), missing_ok=True)
+
+
+def unmark(output: str, number: int) -> None:
+    """Takes the mark of `withdraw` away: the unit has a loose manifest again, which always wins."""
+    storage.remove(void_url(output, number), missing_ok=True)
 
 
 def total_counts(manifests: Iterable[Mapping[str, Any]]) -> Counts:
@@ -104,11 +187,27 @@ def content_mark(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(stable).encode()).hexdigest()[:12]
 
 
+def matches(done: Done, record: Any) -> bool:
+    """Whether a manifest says what its name says: unit, digest, and the checksums of its files."""
+    try:
+        return (record["unit"], record["digest"], content_mark(record["files"])) == (
+            done.number,
+            done.digest,
+            done.content,
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def file_name(manifest: Mapping[str, Any]) -> str:
+    """The name of a unit's manifest, which says what it was made from and what it became."""
+    return f"{shard_name(manifest['unit'])}.{manifest['digest']}-{content_mark(manifest['files'])}.json"
+
+
 def write(output: str, manifest: Mapping[str, Any]) -> Done:
     """Publishes a manifest."""
     number, digest, content = manifest["unit"], manifest["digest"], content_mark(manifest["files"])
-    name = f"{shard_name(number)}.{digest}-{content}.json"
-    url = storage.join(manifest_folder(output), name)
+    url = storage.join(manifest_folder(output), file_name(manifest))
     storage.write_bytes(url, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return Done(number=number, digest=digest, content=content, url=url)
 

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifest import Done
 from pipeline.settings import differences, semantic_config
 from pipeline.shards.format import shard_name
-from pipeline.stage import Stage, Unit
+from pipeline.stage import Stage, Unit, digester
 
 
 @dataclass(kw_only=True)
@@ -57,23 +57,24 @@ def make_plan(
     standing = defaultdict(list)
     for done in manifest.list_manifests(output):
         standing[done.number].append(done)
-    names = {storage.basename(f.url) for f in storage.list_files(output)}
+    names = set(storage.list_names(output))
     chosen = units[:limit] if limit is not None else units
     if task is not None:
         chosen = [u for u in chosen if u.number % task[1] == task[0]]
     if redo is not None:
         chosen = [u for u in chosen if u.number in redo]
     plan = Plan(units=chosen, todo=[])
+    digest_of = digester(stage)
     for unit in chosen:
-        digest = unit.digest(stage)
+        digest, before = digest_of(unit), standing.get(unit.number, [])
         files = {f"{stage.prefix}{shard_name(unit.number)}{s}" for s in stage.suffixes}
-        same = [d for d in standing[unit.number] if d.digest == digest]
+        same = any(done.digest == digest for done in before)
         if same and files <= names and redo is None:
             continue
-        if standing[unit.number] and not same and not overwrite:
-            _refuse_unless_allowed(stage, unit, standing[unit.number][-1], output)
+        if before and not same and not overwrite:
+            _refuse_unless_allowed(stage, unit, before[-1], output)
         plan.todo.append(unit)
-        plan.stale[unit.number] = [d.url for d in standing[unit.number]]
+        plan.stale[unit.number] = [done.url for done in before]
     return plan
 
 

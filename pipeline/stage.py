@@ -11,7 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -185,6 +185,20 @@ class Stage(ABC):
 
     def finish(self, output: str) -> None:  # noqa: B027
         """Called on the driver when all units stand: indexes over the whole output folder."""
+
+
+def digester(stage: Stage) -> Callable[[Unit], str]:
+    """`Unit.digest` for many units of one stage: what they share is written out only once."""
+    config = json.dumps(semantic_config(stage.config), sort_keys=True)
+    shared = {"stage": stage.name, "version": stage.version}
+
+    def digest(unit: Unit) -> str:
+        # one JSON object with sorted keys, of which `config` is the first
+        own = {"inputs": [i.fingerprint for i in unit.inputs], "source": unit.source, **shared}
+        text = f'{{"config": {config}, {json.dumps(own, sort_keys=True)[1:]}'
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    return digest
 
 
 Piece: TypeAlias = "tuple[Mapping[str, Any], tuple[Input, ...]]"
