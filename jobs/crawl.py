@@ -8,10 +8,11 @@ from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stage import Stage
 from pipeline.stages.crawl.stage import CrawlConfig, CrawlStage
+from pipeline.tombstones import with_book
 
 
 def stages(config: CrawlConfig, output: str) -> list[tuple[Stage, str]]:
-    return [(CrawlStage(config), output)]
+    return [(CrawlStage(with_book(config, output)), output)]
 
 
 def run(config: CrawlConfig, request: Request) -> int:

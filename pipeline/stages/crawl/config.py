@@ -100,6 +100,8 @@ class CrawlConfig(ImageOptions):
         where: fetch only the candidates for which this SQL expression over their columns is true, such as
             `duplicate_of IS NULL AND language = 'en'`; the others keep their row and key.
         local_pictures: folder of pictures; the lists then name files below it, and nothing is fetched.
+        tombstones: folders or lists of what was taken down (docs/takedown.md): never asked for; those of the
+            output always count.
         shard_size: rows a shard is cut from; dropped rows count.
         fetch: how URLs are fetched.
         decode_threads: threads of one worker that decode and resize beside the fetching.
@@ -111,6 +113,7 @@ class CrawlConfig(ImageOptions):
     with_columns: list[str] | str = location(factory=list)
     where: str | None = None
     local_pictures: str | None = location(None)
+    tombstones: list[str] = location(factory=list)
     shard_size: int = MAX_SHARD_SAMPLES
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode_threads: int = operational(2)

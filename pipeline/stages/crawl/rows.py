@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.shards.format import sample_uid
 from pipeline.shards.reader import Sample
+from pipeline.tombstones import empty_rows, taken_rows
 
 if (
     TYPE_CHECKING
@@ -120,12 +121,14 @@ def make_table(fates: Sequence[Fate], carried: pa.Table) -> pa.Table:
     """All rows, in the order of their keys: the carried columns, then `SCHEMA`.
 
     The same values give the same bytes of parquet, however the carried columns were cut into chunks and
-    whatever the file they came from noted beside them (numbers of fields, say).
+    whatever the file they came from noted beside them (numbers of fields, say). Of rows that were taken down
+    nothing is told but that.
     """
     written = [pa.array([f.row[name] for f in fates], SCHEMA.field(name).type) for name in SCHEMA.names]
     fields = [pa.field(f.name, f.type, f.nullable) for f in carried.schema]
     schema = pa.schema([*fields, *SCHEMA])
-    return pa.table([*carried.columns, *written], schema=schema).combine_chunks()
+    table = pa.table([*carried.columns, *written], schema=schema)
+    return empty_rows(table, taken_rows(table)).combine_chunks()
 
 
 def make_stats(fates: Sequence[Fate], *, began: float, ended: float) -> dict[str, Any]:

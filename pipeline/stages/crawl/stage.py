@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pipeline import tombstones
 from pipeline.shards.format import sample_key
 from pipeline.stage import Counts, Output, Resources, Stage, Unit, append_units
 from pipeline.stages.crawl.config import ColumnOptions, CrawlConfig, FetchConfig
@@ -46,6 +47,7 @@ class CrawlStage(Stage):
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         self.config.check()
+        tombstones.load(self.config.tombstones)  # a mistake in them is told before anything starts
         fetch = self.config.fetch
         if not (fetch.contact or fetch.allow_private or self.config.local_pictures):
             log.warning(

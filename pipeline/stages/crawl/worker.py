@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline import tombstones
 from pipeline.stages.crawl.config import CrawlConfig
 from pipeline.stages.crawl.fetch import Fetched, Fetcher, host_of
 from pipeline.stages.crawl.images import Picture, Processor
@@ -20,6 +21,8 @@ from pipeline.stages.crawl.resolve import Lookup
 from pipeline.stages.crawl.rows import NOT_ASKED, Fate, make_fate, make_sample
 from pipeline.stages.crawl.sources import Rows
 from pipeline.stages.crawl.spread import over_hosts
+from pipeline.stages.crawl.taken import TAKEN, refuse_taken
+from pipeline.tombstones import Tombstones
 
 
 class Crawler:
@@ -48,19 +51,26 @@ class Crawler:
         self._threads.shutdown()
 
     def crawl(self, keys: Sequence[str], rows: Rows, folder: Path) -> tuple[list[Fate], Path]:
-        """Crawls rows of one shard, whose keys these are: (the fates in order, the finished tar in `folder`)."""
+        """Crawls rows with these keys: (their fates in order, the finished tar in `folder`)."""
         shard = OrderedShard(folder, "shard")
-        fates = self._loop.run_until_complete(self._all(keys, rows, shard))
+        # read for every shard: what is taken down while a crawl runs for days must not come in
+        stones = tombstones.load(self.config.tombstones)
+        fates = self._loop.run_until_complete(self._all(keys, refuse_taken(rows, stones), shard, stones))
         shard.close(len(fates))
         return fates, shard.path
 
-    async def _all(self, keys: Sequence[str], rows: Rows, shard: OrderedShard) -> list[Fate]:
+    async def _all(
+        self, keys: Sequence[str], rows: Rows, shard: OrderedShard, stones: Tombstones
+    ) -> list[Fate]:
         fates: dict[int, Fate] = {}
         carried = rows.carried.to_pylist() if rows.carried.num_columns else [{}] * len(rows.urls)
 
         async def one(position: int) -> None:
             fetched = await self._fetch(rows.urls[position])
-            settle(position, fetched, await self._decode(fetched))
+            picture = await self._decode(fetched)
+            if picture is not None and stones.matches(sha256=picture.sha256):
+                fetched, picture = TAKEN, None
+            settle(position, fetched, picture)
 
         def settle(position: int, fetched: Fetched, picture: Picture | None) -> None:
             url, caption = rows.urls[position], rows.captions[position]
