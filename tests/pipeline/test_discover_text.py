@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.discover.text import Base, clean_text, url_fault
+from pipeline.stages.discover.addresses import Base, url_fault
+from pipeline.stages.discover.text import clean_text
 
 
 @pytest.mark.parametrize(
