@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,9 +17,10 @@ from pipeline.errors import InputError
 from pipeline.inputs import Shard
 from pipeline.stage import Input
 
-#: what may be compared, in the order in which a reason is given when both hold
-URL_CAPTION, IMAGE = "url_caption", "image"
-KINDS = (URL_CAPTION, IMAGE)
+#: what may be compared, in the order in which a reason is given when several hold; files hold the place in
+#: this order, so new ones follow behind
+URL_CAPTION, IMAGE, URL = "url_caption", "image", "url"
+KINDS = (URL_CAPTION, IMAGE, URL)
 
 #: one hash of one sample; the kind is its place in KINDS
 ENTRIES = pa.schema(
@@ -31,6 +33,11 @@ LOSERS = pa.schema([("key", pa.string()), ("kind", pa.int8()), ("of", pa.string(
 ROW_GROUP = 8192
 
 
+def default_kinds(*, of_candidates: bool) -> tuple[str, ...]:
+    """What is compared where nobody says: all there is to see, but one URL may have several captions."""
+    return (URL_CAPTION,) if of_candidates else (URL_CAPTION, IMAGE)
+
+
 def pair_hash(url: str, caption: str | None) -> bytes:
     """128 bits of sha256 over URL and caption; the length keeps one from running into the other."""
     return text_hash(f"{len(url)}:{url}{caption or ''}")
@@ -41,8 +48,30 @@ def text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def bucket_of(digest: bytes, buckets: int) -> int:
-    return int.from_bytes(digest[:8], "big") % buckets
+def make_entries(kinds: Sequence[tuple[int, Sequence[bytes], pa.Array]], buckets: int) -> pa.Table:
+    """Entries sorted by (bucket, kind, hash, key).
+
+    Args:
+        kinds: (place in KINDS, hashes of 16 bytes, their keys).
+        buckets: an entry's bucket is the first half of its hash modulo this.
+    """
+    hashes = b"".join(digest for _, digests, _ in kinds for digest in digests)
+    halves = np.frombuffer(hashes, ">u8").reshape(-1, 2)
+    kind = np.concatenate([np.empty(0, np.int8), *(np.full(len(d), k, np.int8) for k, d, _ in kinds)])
+    keys = pa.chunked_array([keys for _, _, keys in kinds], pa.string()).combine_chunks()
+    bucket = (halves[:, 0] % np.uint64(buckets)).astype(np.int32)
+    rank = pc.rank(keys).to_numpy()
+    order = np.lexsort((rank, halves[:, 1], halves[:, 0], kind, bucket))
+    sorted_hashes = pa.py_buffer(halves[order].tobytes())
+    return pa.table(
+        [
+            pa.array(bucket[order]),
+            pa.array(kind[order]),
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(order), [None, sorted_hashes]),
+            keys.take(pa.array(order)),
+        ],
+        schema=ENTRIES,
+    )
 
 
 def folder_input(folder: str, shards: Sequence[Shard]) -> Input:
@@ -58,8 +87,8 @@ def write_part(table: pa.Table, path: Path) -> Path:
     return path
 
 
-def read_where(url: str, column: str, low: Any, high: Any) -> pa.Table:
-    """The rows with `low <= column <= high`.
+def read_where(url: str, column: str, low: Any, high: Any, *, names: Sequence[str] | None = None) -> pa.Table:
+    """The rows with `low <= column <= high`; only the columns in `names` where given.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -67,6 +96,6 @@ def read_where(url: str, column: str, low: Any, high: Any) -> pa.Table:
     condition = (pc.field(column) >= low) & (pc.field(column) <= high)
     try:
         with storage.open_read(url) as stream:
-            return pq.read_table(stream, filters=condition)
+            return pq.read_table(stream, filters=condition, columns=names)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise InputError(f"{url}: not a readable parquet ({error}); run dedup again") from error

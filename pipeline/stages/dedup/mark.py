@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.entries import KINDS, folder_input, read_where
+from pipeline.stages.dedup.entries import KINDS, LOSERS, folder_input, read_where
 from pipeline.stages.dedup.resolve import READERS
 
 
@@ -29,8 +30,8 @@ class MarkConfig:
 
 
 class Mark(Stage):
-    """Sketch of a shard, all losers -> a row for every success: `duplicate_of` (key or null) and
-    `duplicate_reason` (`url_caption` or `image`)."""
+    """Sketch of a shard, all losers -> a row for every row that took part: `duplicate_of` (key or null) and
+    `duplicate_reason` (`url_caption`, `image` or `url`)."""
 
     name = "dedup"
     redo_on_new_inputs = True
@@ -60,33 +61,34 @@ class Mark(Stage):
         if folder_input(self.config.resolve, self._losers) != unit.inputs[1]:
             raise InputError(f"{self.config.resolve}: it changed since the run was planned; run dedup again")
         stem = unit.inputs[0].url.removesuffix(".parquet")
-        keys = columns.read_column(f"{stem}_keys.parquet")["key"].to_pylist()
+        keys = columns.read_column(f"{stem}_keys.parquet")["key"]
         losers = self._losers_among(keys)
-        of = [losers.get(key, (0, None))[1] for key in keys]
-        reasons = [KINDS[losers[key][0]] if key in losers else None for key in keys]
+        place = pc.index_in(keys, value_set=losers["key"])
+        kinds = losers["kind"].take(place)
         table = pa.table(
             {
-                "key": pa.array(keys, pa.string()),
-                "duplicate_of": pa.array(of, pa.string()),
-                "duplicate_reason": pa.array(reasons, pa.string()),
+                "key": keys,
+                "duplicate_of": losers["of"].take(place),
+                "duplicate_reason": pa.chunked_array([pa.array(KINDS, pa.string())]).take(kinds),
             }
-        )
-        dropped = Counter(f"duplicate_{reason}" for reason in reasons if reason)
-        counts = Counts(len(keys), len(keys) - len(losers), dropped)
+        ).combine_chunks()
+        found = pc.value_counts(table["duplicate_reason"].drop_null()).to_pylist()
+        dropped = {f"duplicate_{count['values']}": count["counts"] for count in found}
+        counts = Counts(len(keys), len(keys) - sum(dropped.values()), dropped)
         return Output(parts={".parquet": table}, counts=counts)
 
-    def _losers_among(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
-        """key -> (kind, winner), the first kind where a key has lost in both."""
-        if not keys:
-            return {}
-        low, high = min(keys), max(keys)
+    def _losers_among(self, keys: pa.ChunkedArray) -> pa.Table:
+        """The losers with one of these keys, each once: by the first kind where it has lost by several."""
+        if not len(keys):
+            return LOSERS.empty_table()
+        ends = pc.min_max(keys).as_py()
         with ThreadPoolExecutor(READERS) as pool:
-            parts = list(pool.map(lambda s: read_where(s.input.url, "key", low, high), self._losers))
-        table = pa.concat_tables(parts)
-        rows = zip(*(table[name].to_pylist() for name in ("key", "kind", "of")), strict=True)
-        wanted = set(keys)
-        found: dict[str, tuple[int, str]] = {}
-        for key, kind, of in rows:
-            if key in wanted and (key not in found or kind < found[key][0]):
-                found[key] = (kind, of)
-        return found
+            parts = list(
+                pool.map(lambda s: read_where(s.input.url, "key", ends["min"], ends["max"]), self._losers)
+            )
+        table = pa.concat_tables(parts).combine_chunks()
+        table = table.sort_by([("key", "ascending"), ("kind", "ascending")])
+        found = table["key"].combine_chunks()
+        first = np.ones(len(found), bool)
+        first[1:] = pc.not_equal(found[1:], found[:-1]).to_numpy(zero_copy_only=False)
+        return table.filter(pa.array(first)).combine_chunks()

@@ -20,6 +20,8 @@ from pipeline.stages.dedup.entries import ENTRIES, LOSERS, folder_input, read_wh
 
 #: files read at a time; their waiting is what counts on an object store
 READERS = 8
+#: the columns of ENTRIES that are looked at within a bucket
+COMPARED = ["kind", "hash", "key"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,13 @@ class Resolve(Stage):
         bucket = unit.source["bucket"]
         with ThreadPoolExecutor(READERS) as pool:
             parts = list(
-                pool.map(lambda s: read_where(s.input.url, "bucket", bucket, bucket), self._sketches)
+                pool.map(
+                    lambda s: read_where(s.input.url, "bucket", bucket, bucket, names=COMPARED),
+                    self._sketches,
+                )
             )
-        entries = pa.concat_tables([ENTRIES.empty_table(), *parts])
+        entries = pa.concat_tables([ENTRIES.empty_table().select(COMPARED), *parts]).combine_chunks()
+        del parts
         losers = find_losers(entries)
         counts = Counts(len(entries), len(entries))
         return Output(

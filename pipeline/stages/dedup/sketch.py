@@ -1,4 +1,4 @@
-"""Sketch, the first stage of dedup: the hashes of every success of an image shard, sorted by bucket."""
+"""Sketch, the first stage of dedup: the hashes of every row of a shard that takes part, sorted by bucket."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs
+from pipeline import candidates, columns, inputs
 from pipeline.errors import ConfigError
 from pipeline.settings import location
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.entries import (
-    ENTRIES,
     IMAGE,
     KINDS,
+    URL,
     URL_CAPTION,
-    bucket_of,
+    make_entries,
     pair_hash,
     text_hash,
     write_part,
@@ -30,65 +30,80 @@ from pipeline.stages.dedup.entries import (
 
 @dataclass(frozen=True, kw_only=True)
 class DedupConfig:
-    """Which samples are the same.
+    """Which rows are the same.
 
     Attributes:
-        input: the image folder (the crawl's output, or a folder of img2dataset).
-        on: what makes a duplicate: `url_caption` (both equal), `image` (the same sha256 of the downloaded
-            file; of the picture in the shard where the images' parquet has no sha256).
-        buckets: parts into which all hashes are divided; one part must fit in a worker's memory (about 100
-            bytes for each of 2 * samples / buckets).
+        input: the image folder (the crawl's output, or a folder of img2dataset), or a candidates folder.
+        on: what makes a duplicate, one or several: `url_caption` (both equal), `url` (whatever the caption),
+            `image` (the same sha256 of the downloaded file; of the picture in the shard where the images'
+            parquet has no sha256). Null: `url_caption`, and of images `image` too.
+        buckets: parts into which all hashes are divided; one part must fit in a worker's memory (about 250
+            bytes for each of rows * kinds / buckets).
     """
 
     input: str = location("")
-    on: tuple[str, ...] = KINDS
+    on: list[str] | str | tuple[str, ...] | None = None
     buckets: int = 16
+
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.on] if isinstance(self.on, str) else self.on or ()))
 
 
 class Sketch(Stage):
-    """Image shard -> entries (bucket, kind, hash, key)."""
+    """Image shard, or part of the candidates -> entries (bucket, kind, hash, key), and the keys."""
 
     name = "dedup-sketch"
     suffixes = (".parquet", "_keys.parquet")
 
     def __init__(self, config: DedupConfig) -> None:
         """Raises ConfigError for kinds that are not known, or fewer than one bucket."""
-        unknown = sorted(set(config.on) - set(KINDS))
-        if unknown or not config.on:
-            raise ConfigError(f"dedup on {list(config.on)}: give one or both of {', '.join(KINDS)}")
+        unknown = sorted(set(config.kinds()) - set(KINDS))
+        if unknown or not config.kinds():
+            raise ConfigError(f"dedup on {list(config.kinds())}: give one or several of {', '.join(KINDS)}")
         if not 1 <= config.buckets <= 100_000:
             raise ConfigError(f"buckets {config.buckets} must be in 1..100000")
         self.config = config
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        found = inputs.shards(self.config.input, ".tar")
-        return [Unit(number=s.number, source={"shard": s.number}, inputs=(s.input,)) for s in found]
+        if candidates.is_candidates(self.config.input):
+            if IMAGE in self.config.kinds():
+                raise ConfigError(
+                    f"dedup on image: {self.config.input!r} holds candidates, whose pictures are not fetched "
+                    f"yet; give {URL_CAPTION} or {URL}, and compare images after the crawl"
+                )
+            found, source = candidates.parts(self.config.input), "part"
+        else:
+            found, source = inputs.shards(self.config.input, ".tar"), "shard"
+        return [Unit(number=s.number, source={source: s.number}, inputs=(s.input,)) for s in found]
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        tar = unit.inputs[0].url
-        images = columns.read_images(tar.rsplit(".", 1)[0] + ".parquet")
-        images = images.filter(pc.equal(images["status"], columns.SUCCESS))
-        rows = [(bucket_of(h, self.config.buckets), k, h, key) for k, h, key in self._hashes(images, tar)]
-        rows.sort()
-        arrays = [pa.array([r[at] for r in rows], kind) for at, kind in enumerate(ENTRIES.types)]
-        table = pa.table(arrays, schema=ENTRIES)
-        keys = pa.table({"key": images["key"]})
-        parts = {".parquet": write_part(table, scratch / "entries"), "_keys.parquet": keys}
-        return Output(parts=parts, counts=Counts(len(images), len(images)))
+        url = unit.inputs[0].url
+        if "part" in unit.source:
+            rows = candidates.read_part(url, {"url", "caption"})
+        else:
+            rows = columns.read_images(url.rsplit(".", 1)[0] + ".parquet")
+            rows = rows.filter(pc.equal(rows["status"], columns.SUCCESS))
+        kinds = [(KINDS.index(kind), *self._hashes(kind, rows, url)) for kind in self.config.kinds()]
+        entries = make_entries(kinds, self.config.buckets)
+        keys = pa.table({"key": rows["key"]})
+        parts = {".parquet": write_part(entries, scratch / "entries"), "_keys.parquet": keys}
+        return Output(parts=parts, counts=Counts(len(rows), len(rows)))
 
-    def _hashes(self, images: pa.Table, tar: str) -> Iterator[tuple[int, bytes, str]]:
-        keys = images["key"].to_pylist()
-        if URL_CAPTION in self.config.on:
-            kind = KINDS.index(URL_CAPTION)
-            pairs = zip(keys, images["url"].to_pylist(), images["caption"].to_pylist(), strict=True)
-            yield from ((kind, pair_hash(url or "", caption), key) for key, url, caption in pairs)
-        if IMAGE in self.config.on:
-            kind = KINDS.index(IMAGE)
-            if "sha256" in images.column_names:
-                hashes = zip(keys, images["sha256"].to_pylist(), strict=True)
-                yield from ((kind, text_hash(value), key) for key, value in hashes if value)
-            else:
-                yield from ((kind, digest, key) for key, digest in _hash_pictures(tar, set(keys)))
+    def _hashes(self, kind: str, rows: pa.Table, tar: str) -> tuple[list[bytes], pa.Array]:
+        """The hashes of the rows that have what is compared, and their keys."""
+        keys = rows["key"].combine_chunks()
+        if kind == URL_CAPTION:
+            pairs = zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
+            return [pair_hash(url or "", caption) for url, caption in pairs], keys
+        if kind == URL:
+            given = pc.is_valid(rows["url"]).combine_chunks()
+            return [text_hash(url) for url in rows["url"].to_pylist() if url is not None], keys.filter(given)
+        if "sha256" in rows.column_names:
+            values = rows["sha256"].to_pylist()
+            given = pa.array([bool(value) for value in values], pa.bool_())
+            return [text_hash(value) for value in values if value], keys.filter(given)
+        found = list(_hash_pictures(tar, set(keys.to_pylist())))
+        return [digest for _, digest in found], pa.array([key for key, _ in found], pa.string())
 
 
 def _hash_pictures(tar: str, keys: set[str]) -> Iterator[tuple[str, bytes]]:
