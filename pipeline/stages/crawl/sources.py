@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import inputs, manifest, storage
+from pipeline import candidates, inputs, manifest, storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.stage import Input, Piece, Unit
 from pipeline.stages.crawl.config import ColumnOptions, CrawlConfig
 from pipeline.stages.crawl.lists import SUFFIXES, ListReader, list_kind
+from pipeline.stages.crawl.selected import add_sidecars
 
 URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image", "src", "link")
 FILE_NAMES = ("file_name", "filename", "image_name", "file", "path", "image", "image_path", "url")
@@ -29,10 +31,14 @@ WRITTEN = (
 
 @dataclass(frozen=True, kw_only=True)
 class ListFile:
-    """One file of rows: its name without its place, and its inputs (the list, and captions beside it)."""
+    """One file of rows: its name without its place, and its inputs (the list, and captions beside it).
+
+    part: its number in a candidates folder; None for a list.
+    """
 
     name: str
     inputs: tuple[Input, ...]
+    part: int | None = None
 
     @property
     def url(self) -> str:
@@ -61,6 +67,8 @@ def plan_pieces(config: CrawlConfig, planned: Sequence[Unit]) -> list[Piece]:
     """
     pieces: list[Piece] = []
     found = list_files(config)
+    if config.selects():
+        found = add_sidecars(found, config)
     with ThreadPoolExecutor(8) as pool:
         counts = list(pool.map(lambda file: _count(file, config), found))
     for file, rows in zip(found, counts, strict=True):
@@ -79,9 +87,11 @@ def list_files(config: CrawlConfig) -> list[ListFile]:
     patterns = [config.input] if isinstance(config.input, str) else list(config.input)
     found: list[ListFile] = []
     for pattern in patterns:
-        if storage.isdir(pattern) and manifest.is_output(pattern):
-            parts = inputs.shards(pattern, ".parquet", prefix="part-")
-            found += [ListFile(name=storage.basename(p.input.url), inputs=(p.input,)) for p in parts]
+        if _as_candidates(pattern, config):
+            parts = candidates.parts(pattern)
+            found += [
+                ListFile(name=storage.basename(p.input.url), inputs=(p.input,), part=p.number) for p in parts
+            ]
         else:
             found += _foreign(pattern, config.columns.captions)
     names = [f.name for f in found]
@@ -91,6 +101,14 @@ def list_files(config: CrawlConfig) -> list[ListFile]:
     if config.columns.captions and len(found) != 1:
         raise ConfigError(f"columns.captions goes with one list of URLs, input names {len(found)}")
     return found
+
+
+def _as_candidates(pattern: str, config: CrawlConfig) -> bool:
+    """A folder of another maker may hold `part-0.parquet` and other lists too, with columns of any names: it
+    counts as candidates only where columns are to be joined to it."""
+    if not candidates.is_candidates(pattern):
+        return False
+    return manifest.is_output(pattern) or config.selects()
 
 
 def _foreign(pattern: str, captions: str | None) -> list[ListFile]:
@@ -139,9 +157,9 @@ def _count(file: ListFile, config: CrawlConfig) -> int:
 
 def _refuse_lost(pieces: Sequence[Piece], planned: Sequence[Unit]) -> None:
     """Inputs are append-only: pieces of earlier runs must still be there, or keys would be given twice."""
-    now = [source for source, _ in pieces]
+    now = {json.dumps(source, sort_keys=True) for source, _ in pieces}
     for unit in planned:
-        if dict(unit.source) not in now:
+        if json.dumps(dict(unit.source), sort_keys=True) not in now:
             raise ConfigError(
                 f"the output was made from rows {unit.source.get('rows')} of {unit.source.get('file')!r}, "
                 "which the input no longer has so: pass the same lists and shard_size (more lists may "

@@ -8,6 +8,7 @@ with one row for every URL, `N_stats.json`.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pipeline.shards.format import sample_key
 from pipeline.stage import Counts, Output, Resources, Stage, Unit, append_units
 from pipeline.stages.crawl.config import ColumnOptions, CrawlConfig, FetchConfig
 from pipeline.stages.crawl.lists import ListReader
+from pipeline.stages.crawl.selected import Selected
 from pipeline.stages.crawl.sources import Rows, plan_pieces, split_columns
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class CrawlStage(Stage):
         self.config: CrawlConfig = config
         self._crawler: Crawler | None = None
         self._readers: dict[str, ListReader] = {}
+        self._selected = Selected(config)
 
     @property
     def resources(self) -> Resources:
@@ -102,6 +105,7 @@ class CrawlStage(Stage):
             # only one: it may hold a whole JSON file
             self._readers = {url: ListReader(url, self.config.columns)}
         start, stop = unit.source["rows"]
-        table = self._readers[url].read(start, stop)
+        table, refused = self._selected.join(unit, self._readers[url].read(start, stop))
         local = self.config.local_pictures is not None
-        return split_columns(table, self.config.columns, str(unit.source["file"]), local=local)
+        rows = split_columns(table, self.config.columns, str(unit.source["file"]), local=local)
+        return dataclasses.replace(rows, refused=refused)
