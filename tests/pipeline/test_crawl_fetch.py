@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.stages.crawl.client import user_agent
 from pipeline.stages.crawl.config import FetchConfig
-from pipeline.stages.crawl.fetch import Fetched, Fetcher, opts_out, user_agent
+from pipeline.stages.crawl.fetch import Fetched, Fetcher
 from pipeline.stages.crawl.gate import Gate, RefusedAddressError, is_public, parse_address
 from pipeline.stages.crawl.images import read_header
 from tests.pipeline.crawl_server import Site, make_certificate, picture, serving
@@ -236,26 +237,6 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         assert [f.reason for f in fetch_all(urls, trusting, lookup)] == [None, None, "tls"]
         doubting = FetchConfig(**base)  # type: ignore[arg-type]
         assert [f.reason for f in fetch_all(urls, doubting, lookup)] == ["tls"] * 3
-
-
-@pytest.mark.parametrize(
-    ("values", "refused"),
-    [
-        (["noai"], True),
-        (["NoImageAI"], True),
-        (["noindex, noai"], True),
-        (["otherbot: noai"], False),
-        (["otherbot: noindex, noai"], False),
-        (["otherbot: noindex", "noai"], True),
-        (["pairmill: noai"], True),
-        (["otherbot: noai, pairmill: noimageai"], True),
-        (["unavailable_after: 25 Jun 2030 15:00:00 PST"], False),
-        (["unavailable_after: 2030-06-25, noai"], True),
-        ([], False),
-    ],
-)
-def test_robots_tags(values: list[str], refused: bool) -> None:
-    assert opts_out(values, frozenset({"noai", "noimageai"})) is refused
 
 
 def test_headers_are_read_without_decoding() -> None:

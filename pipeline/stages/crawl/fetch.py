@@ -1,8 +1,7 @@
-"""Fetching one URL: a pooled asynchronous HTTP client that treats URLs and servers as hostile.
+"""Fetching one URL: retries, redirects, manners and opt-outs around single requests (see `client`).
 
-Every hop of a redirect chain is checked anew (scheme, port, address: `pipeline.stages.crawl.resolve`), bodies
-are capped while they stream, every wait has a deadline, and a server that says `noai` is heard. One client
-serves a worker for its whole life: connections, one TLS context, the answers of the resolver.
+Before every hop of a redirect chain its host's robots.txt and tdmrep.json are heard, its address is checked
+and its turn is waited for. Every wait has an end: see docs/politeness.md for the bounds.
 """
 
 from __future__ import annotations
@@ -10,31 +9,25 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
-import ssl
 import time
-from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 
-import aiohttp
+from multidict import CIMultiDictProxy
 from yarl import URL
 
+from pipeline.stages.crawl.client import AGENT, Answer, Client, FetchError, parse_url
 from pipeline.stages.crawl.config import FetchConfig
-from pipeline.stages.crawl.gate import Gate, RefusedAddressError, parse_address
-from pipeline.stages.crawl.resolve import CheckedResolver, Lookup
+from pipeline.stages.crawl.figures import FetchFigures
+from pipeline.stages.crawl.manners import Host, Manners, OutOfTimeError, host_name
+from pipeline.stages.crawl.node import NodeFolder
+from pipeline.stages.crawl.origins import MAX_REDIRECTS, Origins
+from pipeline.stages.crawl.resolve import Lookup
+from pipeline.stages.crawl.signals import tag_forbids, tdm_forbids
 
-AGENT = "pairmill"
-MAX_REDIRECTS = 5
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 RETRIED_REASONS = frozenset({"timeout", "connection", "dns"})
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-#: X-Robots-Tag directives that have a colon themselves: what stands before it is no agent's name
-VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-#: the body of an error page up to this size is read, so that its connection can be used again
-DRAINED_BYTES = 16 << 10
-#: hosts whose connection counts are remembered while idle
-REMEMBERED_HOSTS = 10_000
+#: failures that say something about the host, not about one file of it
+HOST_FAILURES = frozenset({"timeout", "connection", "dns"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +38,8 @@ class Fetched:
     reason: a short word otherwise; `message` says it to people, in the same words on every run.
     http_status: of the last answer, where there was one.
     attempts: requests made, redirects not counted.
+    first_byte_s, total_s: of the last request that was answered: seconds from its begin to the headers, and
+        to the end of the body.
     """
 
     body: bytes | None = None
@@ -52,29 +47,8 @@ class Fetched:
     message: str | None = None
     http_status: int | None = None
     attempts: int = 1
-
-
-class FetchError(Exception):
-    """One attempt failed; `retry_after` is what the server asked for, in seconds."""
-
-    def __init__(
-        self, reason: str, message: str, *, status: int | None = None, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.reason, self.message, self.status, self.retry_after = reason, message, status, retry_after
-
-    @property
-    def may_retry(self) -> bool:
-        return self.reason in RETRIED_REASONS or (self.status in RETRIED_STATUS and self.reason != "opt_out")
-
-
-class _Host:
-    """Manners towards one host: how many requests at a time, and not before when."""
-
-    def __init__(self, limit: int) -> None:
-        self.slots = asyncio.Semaphore(limit)
-        self.users = 0
-        self.not_before = 0.0
+    first_byte_s: float | None = None
+    total_s: float | None = None
 
 
 class Fetcher:
@@ -82,34 +56,37 @@ class Fetcher:
 
     Args:
         lookup: how host names are looked up, for tests; None asks the system.
+
+    Raises:
+        ConfigError: the folder that the workers of this node share is not ours.
     """
 
     def __init__(self, config: FetchConfig, *, lookup: Lookup | None = None) -> None:
         self.config = config
-        self.gate = Gate(config.allow_private)
-        self._opt_out = frozenset(d.lower() for d in config.opt_out)
-        self._hosts: OrderedDict[str, _Host] = OrderedDict()
-        tls = ssl.create_default_context()
-        if config.ca_file:
-            tls.load_verify_locations(config.ca_file)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=CheckedResolver(self.gate, lookup, ttl=config.dns_ttl),
-                socket_factory=self.gate.socket,
-                use_dns_cache=False,  # the resolver caches, and checks on the way out
-                ssl=tls,
-                limit=0,  # counted here, where waiting is no part of a deadline
-                keepalive_timeout=30,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": user_agent(config.contact), "Accept": "image/*,*/*;q=0.5"},
-            skip_auto_headers=("Accept-Encoding",),
-            auto_decompress=False,  # identity is asked for; a server that compresses anyway sends no picture
-            trust_env=False,
-        )
+        self.figures = FetchFigures()
+        self._directives = frozenset(d.lower() for d in config.opt_out)
+        self._names = frozenset(n.lower() for n in (AGENT, *config.agents))
+        self._node = NodeFolder(config.node_folder)
+        self.manners = Manners(config, self._node)
+        self._client = Client(config, self.figures, lookup=lookup)
+        self._origins = Origins(config, self._client, self.manners, self._node)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._origins.close()
+        await self._client.close()
+        self._node.close()
+
+    def begin(self) -> None:
+        """A new shard begins: its time (`shard_timeout`) runs from now."""
+        self.manners.begin()
+
+    def delay(self, host: str) -> float:
+        """Seconds that a host (see `host_of`) had better be left alone: for who spreads URLs over hosts."""
+        return self.manners.delay(host)
+
+    def take_figures(self) -> dict[str, float | int]:
+        """The figures since the last call (see `FetchFigures.as_dict`); they begin anew."""
+        return self.figures.take()
 
     async def fetch(self, url: str) -> Fetched:
         """Fetches a URL with retries; never raises for what a URL or a server does."""
@@ -117,8 +94,14 @@ class Fetcher:
         while True:
             attempt += 1
             try:
-                status, body = await self._attempt(url)
-                return Fetched(body=body, http_status=status, attempts=attempt)
+                answer = await self._attempt(url)
+                return Fetched(
+                    body=answer.body,
+                    http_status=answer.status,
+                    attempts=attempt,
+                    first_byte_s=answer.first_byte_s,
+                    total_s=answer.total_s,
+                )
             except FetchError as error:
                 wait = self._wait(error, attempt)
                 if wait is None:
@@ -132,190 +115,97 @@ class Fetcher:
 
     def _wait(self, error: FetchError, attempt: int) -> float | None:
         """Seconds until the next attempt; None where there is none."""
-        if not error.may_retry or attempt > self.config.retries:
+        may = error.reason in RETRIED_REASONS or (
+            error.reason == "http_status" and error.status in RETRIED_STATUS
+        )
+        if error.final or not may or attempt > self.config.retries:
             return None
         if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= self.config.max_wait else None
-        return min(self.config.max_wait, self.config.backoff * 2 ** (attempt - 1) * (1 + random.random()))
+            wait = error.retry_after
+        else:
+            wait = min(self.config.max_wait, self.config.backoff * 2 ** (attempt - 1) * (1 + random.random()))
+        return wait if wait <= self.config.max_wait and not self.manners.is_over(wait) else None
 
-    async def _attempt(self, url: str) -> tuple[int, bytes]:
-        """One attempt over all its hops: (status, body). Waiting for a host's turn is not counted."""
-        current = _parse(url)
+    async def _attempt(self, url: str) -> Answer:
+        """One attempt over all its hops. Waiting for a host's turn, or for its rules, is not counted."""
+        current = parse_url(url)
         left = self.config.total_timeout
         for _ in range(MAX_REDIRECTS + 1):
-            current = self._checked(current)
-            host = self._host(current.raw_host or "")
-            host.users += 1
+            current = self._client.checked(current)
+            host = self.manners.host(host_name(current))
+            if self.manners.is_over():
+                raise FetchError("out_of_time", "the time for the shard is over")
+            if self.manners.is_down(host):
+                raise FetchError("host_down", "the host did not answer again and again")
             try:
-                async with host.slots:
-                    await _until(host.not_before)
-                    began = time.monotonic()
-                    # robots.txt belongs here: asked for every hop's host, before the hop is made
-                    outcome = await self._hop(current, left, host)
-                    left -= time.monotonic() - began
+                await self._origins.check(current)
+                place = await self.manners.enter(host)
+            except OutOfTimeError as error:
+                raise FetchError("out_of_time", "the time for the shard is over") from error
+            try:
+                answer = await self._hop(current, left, host)
             finally:
-                host.users -= 1
-            if isinstance(outcome, tuple):
-                return outcome
-            current = outcome
+                self.manners.leave(host, place)
+            location = answer.location
+            if not location:
+                return self._picture(answer, host)
+            current = parse_url(location, base=current)
+            left -= answer.total_s
             if left <= 0:
                 raise FetchError("timeout", "the total time is over")
         raise FetchError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
 
-    def _checked(self, url: URL) -> URL:
-        """Refuses what must not be asked, before anything is looked up; spells numeric hosts plainly.
-
-        aiohttp connects to addresses in a URL without asking the resolver, so they are checked here.
-        """
-        host, port = url.host, url.port
-        if url.scheme not in ("http", "https"):
-            raise FetchError("bad_url", "only http and https are fetched")
-        if not host or port is None or url.user is not None or url.password is not None:
-            raise FetchError("bad_url", "the URL has no host, or a user name")
-        address = parse_address(host)
+    async def _hop(self, url: URL, left: float, host: Host) -> Answer:
+        """One request, and what it says about its host."""
         try:
-            self.gate.check_port(host, port)
-            if address is not None:
-                self.gate.check_addresses(host, port, [str(address)])
-        except RefusedAddressError as error:
-            raise FetchError("refused_address", str(error)) from error
-        return url if address is None else url.with_host(str(address))
+            answer = await self._client.get(url, left, limit=self.config.max_bytes, inspect=self._inspect)
+        except FetchError as error:
+            if error.reason in HOST_FAILURES:
+                self.manners.failed(host)
+                error.final = error.final or self.manners.gave_up(host)
+            raise
+        self.manners.answered(host)
+        return answer
 
-    def _host(self, name: str) -> _Host:
-        host = self._hosts.get(name)
-        if host is None:
-            host = self._hosts[name] = _Host(self.config.max_per_host)
-            while len(self._hosts) > REMEMBERED_HOSTS and not next(iter(self._hosts.values())).users:
-                self._hosts.popitem(last=False)
-        self._hosts.move_to_end(name)
-        return host
+    def _inspect(self, status: int, headers: CIMultiDictProxy[str]) -> None:
+        tags = headers.getall("X-Robots-Tag", ())
+        if tags and tag_forbids(tags, self._directives, self._names):
+            raise FetchError("opt_out", "X-Robots-Tag", status=status, final=True)
+        if self.config.tdm and tdm_forbids(headers.getall("tdm-reservation", ())):
+            raise FetchError("opt_out", "tdm-reservation", status=status, final=True)
 
-    async def _hop(self, url: URL, left: float, host: _Host) -> tuple[int, bytes] | URL:
-        """One request: the body, or where it sends us."""
-        limits = aiohttp.ClientTimeout(
-            total=left,
-            connect=min(left, self.config.connect_timeout),
-            sock_read=min(left, self.config.read_timeout),
-        )
-        try:
-            async with self._session.get(
-                url, headers={"Accept-Encoding": "identity"}, allow_redirects=False, timeout=limits
-            ) as response:
-                return await self._answer(response, host)
-        except (asyncio.TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _named(error) from error
-
-    async def _answer(self, response: aiohttp.ClientResponse, host: _Host) -> tuple[int, bytes] | URL:
-        status = response.status
-        if opts_out(response.headers.getall("X-Robots-Tag", ()), self._opt_out):
-            raise FetchError("opt_out", "X-Robots-Tag forbids this use", status=status)
-        location = response.headers.get("Location")
-        if status in REDIRECTS and location:
-            await _drain(response)
-            return _parse(location, base=response.url)
+    def _picture(self, answer: Answer, host: Host) -> Answer:
+        """The answer, if it holds something."""
+        status = answer.status
         if status != 200:
-            await _drain(response)
-            after = _retry_after(response.headers.get("Retry-After"))
+            after = _retry_after(answer.headers.get("Retry-After"))
             if status in (429, 503):
                 pause = self.config.backoff if after is None else min(after, self.config.max_wait)
-                host.not_before = time.monotonic() + pause
+                self.manners.pause(host, pause)
             raise FetchError("http_status", f"HTTP {status}", status=status, retry_after=after)
-        return status, await self._body(response)
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        limit = self.config.max_bytes
-        if (response.content_length or 0) > limit:
-            raise FetchError("too_large", f"more than {limit} bytes", status=200)
-        chunks, size = [], 0
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > limit:
-                response.close()
-                raise FetchError("too_large", f"more than {limit} bytes", status=200)
-            chunks.append(chunk)
-        if not size:
-            raise FetchError("empty", "the body is empty", status=200)
-        return b"".join(chunks)
-
-
-def user_agent(contact: str) -> str:
-    """Name, version, contact: site owners can tell who asks, and address it in their rules."""
-    version = metadata.version(AGENT)
-    return f"{AGENT}/{version} (+{contact})" if contact else f"{AGENT}/{version}"
-
-
-def opts_out(values: Iterable[str], directives: frozenset[str]) -> bool:
-    """Whether X-Robots-Tag headers hold one of the directives, for everybody or for our agent by name.
-
-    `noai` and `pairmill: noai` count, `otherbot: noai` does not; a name holds until the end of its header.
-    """
-    for value in values:
-        for_us = True
-        for item in value.lower().split(","):
-            name, colon, rest = item.partition(":")
-            if colon and name.strip() not in VALUED_DIRECTIVES:
-                for_us = name.strip() in (AGENT, "*")
-            if for_us and (rest if colon else name).strip() in directives:
-                return True
-    return False
+        if not answer.body:
+            raise FetchError("empty", "the body is empty", status=status)
+        self.figures.latencies.add(answer.total_s)
+        self.figures.first_bytes.add(answer.first_byte_s)
+        return answer
 
 
 def host_of(url: str) -> str:
-    """The host name of a URL, empty where it has none: to spread a list over its hosts."""
+    """The host of a URL (see `host_name`), empty where it has none: to spread a list over its hosts."""
     try:
-        return (URL(url).raw_host or "").lower()
+        return host_name(URL(url.strip()))
     except ValueError:
         return ""
-
-
-def _parse(url: str, *, base: URL | None = None) -> URL:
-    try:
-        parsed = URL(url.strip())
-        return (base.join(parsed) if base is not None else parsed).with_fragment(None)
-    except ValueError as error:
-        raise FetchError("bad_url", "not a valid URL") from error
-
-
-async def _until(moment: float) -> None:
-    while (wait := moment - time.monotonic()) > 0:
-        await asyncio.sleep(wait)
-
-
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads a short body that nobody wants: an unread body costs the connection."""
-    length = response.content_length
-    if length is not None and length <= DRAINED_BYTES:
-        await response.read()
 
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds from a Retry-After header: a number, or a date."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isascii() and value.strip().isdigit():
         return float(value)
     try:
         moment = email.utils.parsedate_to_datetime(value)
         return max(0.0, moment.timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _named(error: Exception) -> FetchError:
-    """The reason for what aiohttp raised. Messages hold no addresses and no errno: they must not vary."""
-    cause = getattr(error, "os_error", None)
-    if isinstance(cause, RefusedAddressError) or isinstance(error, RefusedAddressError):
-        return FetchError("refused_address", str(cause or error))
-    if isinstance(error, asyncio.TimeoutError):
-        return FetchError("timeout", "no answer in time")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return FetchError("dns", "the host name was not found")
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError, ssl.CertificateError)):
-        return FetchError("tls", "no trusted TLS connection")
-    if isinstance(error, aiohttp.InvalidURL):
-        return FetchError("bad_url", "not a valid URL")
-    if isinstance(error, aiohttp.ClientResponseError):
-        return FetchError("bad_answer", "the answer is not valid HTTP")
-    if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
-        return FetchError("bad_url", "not a valid URL")
-    return FetchError("connection", "the connection failed or was cut")

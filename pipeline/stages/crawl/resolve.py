@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipeline.stages.crawl.figures import FetchFigures
 from pipeline.stages.crawl.gate import Gate
 
 #: looks a name up: host -> textual addresses; raises OSError where there are none
@@ -30,12 +31,20 @@ class CheckedResolver(AbstractResolver):
             lookup must not keep the pictures from being decoded.
         ttl: seconds an answer is kept.
         threads: lookups at a time.
+        figures: where lookups are counted.
     """
 
     def __init__(
-        self, gate: Gate, lookup: Lookup | None = None, *, ttl: float = 600, threads: int = 16
+        self,
+        gate: Gate,
+        lookup: Lookup | None = None,
+        *,
+        ttl: float = 600,
+        threads: int = 16,
+        figures: FetchFigures | None = None,
     ) -> None:
         self.gate, self.ttl = gate, ttl
+        self.figures = figures or FetchFigures()
         self._lookup = lookup or self._system
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
         self._known: OrderedDict[str, tuple[float, asyncio.Task[list[str]]]] = OrderedDict()
@@ -64,15 +73,22 @@ class CheckedResolver(AbstractResolver):
             # The task outlives whoever asked first: their deadline must not fail the others.
             known = (now + self.ttl, asyncio.ensure_future(self._lookup(host)))
             self._known[host] = known
-            known[1].add_done_callback(lambda task: self._looked_up(host, task))
+            self.figures.dns_lookups += 1
+            known[1].add_done_callback(lambda task: self._looked_up(host, task, now))
             if len(self._known) > CACHED_NAMES:
                 self._known.popitem(last=False)
+        else:
+            self.figures.dns_cached += 1
         return await asyncio.shield(known[1])
 
-    def _looked_up(self, host: str, task: asyncio.Task[list[str]]) -> None:
-        if task.cancelled() or host not in self._known:
+    def _looked_up(self, host: str, task: asyncio.Task[list[str]], began: float) -> None:
+        if task.cancelled():
             return
         error = task.exception()
+        self.figures.dns_seconds += time.monotonic() - began
+        self.figures.dns_failures += error is not None
+        if host not in self._known or self._known[host][1] is not task:
+            return
         if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
             del self._known[host]  # the resolver itself had a bad moment: the retry may ask again
         elif error is not None:

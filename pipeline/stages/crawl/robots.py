@@ -1,0 +1,128 @@
+"""robots.txt after RFC 9309: which rules speak to us, and what they say of a path.
+
+Only what concerns us is kept of a file: the groups that name one of our names, or else the groups for
+everybody. Whoever fetches a file, and for how long it counts: `pipeline.stages.crawl.origins`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.stages.crawl.patterns import Pattern, canonical_path
+
+#: RFC 9309 asks for at least 500 KiB; what stands behind is not read
+MAX_BYTES = 500 << 10
+_TOKEN = re.compile(r"[A-Za-z_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robots:
+    """What a robots.txt says to us.
+
+    rules: one list for each of our names that the file names (or one for everybody): (allow, pattern). Each
+        list must allow a path: whoever addresses us by several names means all of them.
+    crawl_delay: seconds between requests, where the file asks for it (no part of the RFC, but common).
+    """
+
+    rules: tuple[tuple[tuple[bool, str], ...], ...] = ()
+    crawl_delay: float = 0.0
+
+    def allows(self, path: str) -> bool:
+        """Whether a path (with its query) may be fetched: the longest pattern counts, allow wins a tie."""
+        if not self._patterns:
+            return True
+        path = canonical_path(path)
+        if path.partition("?")[0] == "/robots.txt":
+            return True
+        return all(_allowed(rules, path) for rules in self._patterns)
+
+    @cached_property
+    def _patterns(self) -> list[list[tuple[bool, Pattern]]]:
+        return [[(allow, Pattern.of(text)) for allow, text in rules] for rules in self.rules if rules]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"rules": self.rules, "crawl_delay": self.crawl_delay}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Robots:
+        rules = tuple(tuple((bool(a), str(p)) for a, p in group) for group in value["rules"])
+        return Robots(rules=rules, crawl_delay=float(value["crawl_delay"]))
+
+
+def _allowed(rules: list[tuple[bool, Pattern]], path: str) -> bool:
+    best, verdict = -1, True
+    for allow, pattern in rules:
+        if (pattern.length > best or (pattern.length == best and allow)) and pattern.matches(path):
+            best, verdict = pattern.length, allow
+    return verdict
+
+
+@dataclass
+class _Group:
+    rules: list[tuple[bool, str]]
+    delay: float = 0.0
+
+
+def parse_robots(body: bytes, names: Iterable[str]) -> Robots:
+    """Reads a robots.txt for a crawler that goes by these product tokens.
+
+    Groups of one token are merged, tokens compared without case and by their letters alone (`PairMill/1.0`
+    is `pairmill`); a group for `*` counts only where none of the names is mentioned.
+    """
+    wanted = {name.lower() for name in names}
+    groups: dict[str, _Group] = {}
+    current: list[_Group] = []
+    opened = False  # whether the last line that counts named an agent: then the next one joins it
+    for line in _lines(body):
+        field, colon, value = line.partition("#")[0].partition(":")
+        field, value = field.strip().lower(), value.strip()
+        if not colon:
+            continue
+        if field == "user-agent":
+            token = _token(value)
+            if not opened:
+                current = []
+            opened = True
+            if token in wanted or token == "*":
+                current.append(groups.setdefault(token, _Group([])))
+        elif field in ("allow", "disallow"):
+            opened = False
+            for group in current if value else ():  # an empty pattern says nothing
+                group.rules.append((field == "allow", value))
+        elif field == "crawl-delay":
+            opened = False
+            for group in current:
+                group.delay = max(group.delay, _seconds(value))
+    ours = [g for token, g in groups.items() if token != "*"] or list(groups.values())
+    return Robots(
+        rules=tuple(tuple(g.rules) for g in ours),
+        crawl_delay=max((g.delay for g in ours), default=0.0),
+    )
+
+
+def _lines(body: bytes) -> list[str]:
+    text = body[:MAX_BYTES]
+    if len(body) > MAX_BYTES:  # a line that was cut may mean something else
+        text = text[: max(text.rfind(b"\n"), text.rfind(b"\r")) + 1]
+    return re.split(r"[\r\n]+", text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace"))
+
+
+def _token(value: str) -> str:
+    """The product token of a user-agent line; empty for none."""
+    if value.startswith("*"):
+        return "*"
+    found = _TOKEN.match(value)
+    return found.group().lower() if found else ""
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
