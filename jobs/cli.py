@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from jobs.saved import portable
 from jobs.verb import Request, Verb
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.runner_options import RunOptions
 from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"pairmill {name}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"pairmill {name}: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

@@ -3,6 +3,10 @@
 Runs in the worker. Whatever happens before the manifest stands, the unit counts as not done and is redone.
 A unit that stands already is replaced through `_pairmill/pending/`: the new parts are whole there before an
 old one goes.
+
+Only one process at a time puts parts of a unit in place (`pipeline.locks`). When two runs make the same
+unit, the first to commit wins, and the other one drops its own parts: pictures of the web may differ from one
+minute to the next, and the parts of a unit must be of one make.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import hashlib
 import io
 import json
 import platform
-import tempfile
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, storage
+from pipeline import locks, manifest, scratch, storage
+from pipeline.errors import ConfigError, InputError
 from pipeline.settings import semantic_config
 from pipeline.shards.format import shard_name
 from pipeline.stage import Output, Payload, Stage, Unit
@@ -36,8 +40,8 @@ def run_and_commit(stage: Stage, unit: Unit, output: str, *, stale: Sequence[str
     stale: locations of older manifests of this unit, which the new one replaces.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pairmill-", ignore_cleanup_errors=True) as scratch:
-        result = stage.run(unit, Path(scratch))
+    with scratch.folder() as folder, storage.naming_full_disks(folder):
+        result = stage.run(unit, folder)
         result.counts.check()
         if set(result.parts) != set(stage.suffixes):
             raise AssertionError(f"stage {stage.name} declares {stage.suffixes}, gave {tuple(result.parts)}")
@@ -67,9 +71,35 @@ def commit(
     volatile = {f"{stem}{suffix}" for suffix in result.volatile}
     if stale:
         return replace(output, record, parts, stale=stale, volatile=volatile)
-    record["files"] = _write_parts(output, parts, volatile)
-    manifest.write(output, record)
+    with locks.unit(output, unit.number):
+        standing = _committed_meanwhile(output, record)
+        if standing is not None:
+            return standing
+        record["files"] = _write_parts(output, parts, volatile)
+        manifest.write(output, record)
     return record
+
+
+def _committed_meanwhile(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest that another run has given the unit since this one planned it.
+
+    Raises:
+        ConfigError: that run made it from something else.
+    """
+    for name in _manifests_of(output, record["unit"]):
+        if name.split(".")[1].partition("-")[0] != record["digest"]:
+            raise ConfigError(
+                f"{output}: another run committed unit {shard_name(record['unit'])} meanwhile, made from "
+                "other options or inputs; choose another --output, or pass --overwrite once it has ended"
+            )
+        return json.loads(storage.read_bytes(storage.join(manifest.manifest_folder(output), name)))
+    return None
+
+
+def _manifests_of(output: str, number: int) -> list[str]:
+    """The names of the manifests of one unit, those in compacted objects apart."""
+    names = storage.list_prefixed(manifest.manifest_folder(output), f"{shard_name(number)}.")
+    return [name for name in names if name.endswith(".json")]
 
 
 def replace(
@@ -83,7 +113,9 @@ def replace(
     """Publishes new parts and a new manifest in the place of a committed unit's; returns the manifest.
 
     The old parts may be all there is of pictures that the web has lost since. So the new ones are written
-    whole beside them first, and only then take their place; `roll_forward` finishes that after a crash.
+    whole beside them first, and only then take their place; `roll_forward` finishes that after a crash. On an
+    object store, where parts take their places one by one, a reader may meet some old and some new ones for
+    the seconds that this takes; no manifest of the unit stands meanwhile.
 
     Args:
         record: the manifest, `files` excepted, which is filled in here.
@@ -97,20 +129,27 @@ def replace(
     record = {**record, "files": files}
     intent = {"manifest": record, "stale": [storage.basename(url) for url in stale]}
     storage.write_bytes(storage.join(pending, INTENT), json.dumps(intent).encode())
-    _complete(output, pending)
+    with locks.unit(output, record["unit"]):
+        if not _complete(output, pending):
+            raise InputError(
+                f"{output}: unit {shard_name(record['unit'])} was replaced by another run meanwhile, and "
+                "stays as that left it; run the command again"
+            )
     return record
 
 
 def roll_forward(output: str) -> int:
     """Finishes the replacements of units that a crash interrupted; returns how many there were. Those whose
-    new parts were not yet whole are forgotten after an hour: the old parts still stand."""
+    new parts were not yet whole are forgotten after an hour: the old parts still stand. Those that a living
+    process is about to finish are left to it."""
     finished = 0
     for pending in storage.list_folders(pending_folder(output)):
-        if storage.exists(storage.join(pending, INTENT)):
-            _complete(output, pending)
-            finished += 1
-        else:
+        number = int(storage.basename(pending).partition("-")[0])
+        if not storage.exists(storage.join(pending, INTENT)):
             storage.sweep_folder(pending)
+        elif not locks.is_busy(output, number):
+            with locks.unit(output, number):
+                finished += _complete(output, pending)
     return finished
 
 
@@ -118,18 +157,28 @@ def pending_folder(output: str) -> str:
     return storage.join(output, manifest.BOOKS, "pending")
 
 
-def _complete(output: str, pending: str) -> None:
-    """Puts new parts into place; may be begun any number of times."""
-    intent = json.loads(storage.read_bytes(storage.join(pending, INTENT)))
-    for name in intent["stale"]:
-        # Until the new manifest stands the unit counts as not done: never an old one over new parts.
-        storage.remove(storage.join(manifest.manifest_folder(output), name), missing_ok=True)
-    for info in storage.list_files(pending):
-        if storage.basename(info.url) != INTENT:
-            storage.move(info.url, storage.join(output, storage.basename(info.url)))
-    manifest.write(output, intent["manifest"])
+def _complete(output: str, pending: str) -> bool:
+    """Puts new parts into place; may be begun any number of times. False when the unit was replaced by
+    somebody else since, and nothing was done."""
+    try:
+        intent = json.loads(storage.read_bytes(storage.join(pending, INTENT)))
+    except FileNotFoundError:  # another run found it and has finished it
+        return True
+    record = intent["manifest"]
+    expected = {*intent["stale"], manifest.file_name(record)}
+    current = set(_manifests_of(output, record["unit"])) <= expected
+    if current:
+        for name in intent["stale"]:
+            # Until the new manifest stands the unit counts as not done: never an old one over new parts.
+            manifest.withdraw(output, name)
+        for info in storage.list_files(pending):
+            if storage.basename(info.url) != INTENT:
+                storage.move(info.url, storage.join(output, storage.basename(info.url)))
+        manifest.write(output, record)
+        manifest.unmark(output, record["unit"])
     storage.remove(storage.join(pending, INTENT), missing_ok=True)
     storage.remove_folder(pending)
+    return current
 
 
 def _write_parts(folder: str, parts: Mapping[str, Payload], volatile: Collection[str]) -> dict[str, Any]:

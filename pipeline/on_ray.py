@@ -1,59 +1,49 @@
-"""Runs units on Ray: the only file that imports it for stages.
+"""Workers on Ray: the only file that imports it for stages.
 
-The driver owns the plan and the attempt count; workers are Ray actors, each holding one built stage, each
-busy with one unit at a time, which it commits itself. Ray's own retries stay off: a unit that kills its
-worker is tried three times and then quarantined, while the others go on.
+A worker is a Ray actor that holds one built stage, is busy with one unit at a time and commits it itself.
+Ray's own retries stay off: which unit is tried how often is `pipeline.execution`'s business.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import signal
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from pipeline import manifest, session, storage
+from pipeline import scratch, session
 from pipeline.commit import run_and_commit
 from pipeline.errors import ConfigError
-from pipeline.planning import Plan
-from pipeline.progress import Progress
-from pipeline.runner_options import RayOptions, RunOptions
-from pipeline.shards.format import shard_name
-from pipeline.stage import Counts, Stage, Unit
-from pipeline.summary import Summary
+from pipeline.runner_options import RayOptions
+from pipeline.stage import Stage, Unit
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
 #: how long workers get to close what they hold
 CLOSE_SECONDS = 3.0
-
-
-def execute(
-    stage: Stage, output: str, options: RunOptions, plan: Plan, summary: Summary, progress: Progress
-) -> None:
-    """Runs the units of a plan and notes in `summary` what happened."""
-    with ray_session(options.ray), stop_signals() as stop:
-        Execution(stage, output, options, plan, summary, progress, stop).run()
+#: how long Ray's helpers outlive a driver that was killed, a few times this; Ray's own value is 10
+HELPER_CHECK_SECONDS = "2"
 
 
 @contextlib.contextmanager
 def ray_session(options: RayOptions) -> Iterator[None]:
-    """A Ray to run on: the one that already runs in this process, the cluster at `address`, or a new one."""
+    """A Ray to run on: the one that already runs in this process, the cluster at `address`, or a new one.
+
+    One that is started here ends with this process, also by SIGKILL: its servers at once, its workers within
+    seconds, two helpers without work within half a minute.
+    """
     if ray.is_initialized():
         yield
         return
     # Ray warns about accelerators on machines that have none, unless told what it may do.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for helper in ("DASHBOARD_AGENT", "RUNTIME_ENV_AGENT"):
+        os.environ.setdefault(f"RAY_{helper}_CHECK_PARENT_INTERVAL_S", HELPER_CHECK_SECONDS)
     # Ray listens on all interfaces and, by default, refuses clients without this user's token. It says so
     # at every start, before its own logging level counts.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -70,25 +60,6 @@ def ray_session(options: RayOptions) -> Iterator[None]:
             session.close()
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGUSR1 in a list instead of dying of them."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-            before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Worker:
     """Holds one built stage and runs units of it."""
 
@@ -96,10 +67,12 @@ class Worker:
         self.stage, self.output = stage, output
         self.started = False
 
+    def start(self) -> None:
+        scratch.sweep()
+        self.stage.start()
+        self.started = True
+
     def run(self, unit: Unit, stale: list[str]) -> dict[str, Any]:
-        if not self.started:
-            self.stage.start()
-            self.started = True
         record = run_and_commit(self.stage, unit, self.output, stale=stale)
         return {"counts": record["counts"]}
 
@@ -108,135 +81,125 @@ class Worker:
             self.stage.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What a worker was given has come to an end.
+
+    unit: None where the worker was to start. result: the unit's; None after an error. error: what the stage
+    raised, or why the worker is no more. died: whether the worker is gone. memory: whether it was ended
+    because the machine ran short of memory.
+    """
+
+    unit: Unit | None
+    result: dict[str, Any] | None = None
+    error: BaseException | None = None
+    died: bool = False
+    memory: bool = False
+
+
 @dataclass
 class _Flight:
-    worker: Any
-    unit: Unit
-    began: float
+    actor: Any
+    unit: Unit | None
+    began: float = field(default_factory=time.monotonic)
 
 
-class Execution:
-    """One run over the units to do: hands out, collects, counts attempts, stops."""
+class Pool:
+    """The workers of a run: added one by one, each starting, idle or busy with one unit."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        output: str,
-        options: RunOptions,
-        plan: Plan,
-        summary: Summary,
-        progress: Progress,
-        stop: list[int],
-    ) -> None:
-        self.stage, self.output, self.options = stage, output, options
-        self.plan, self.summary, self.progress, self.stop = plan, summary, progress, stop
-        self.waiting: deque[Unit] = deque(plan.todo)
-        self.attempts: dict[int, int] = {}
-        self.quarantined = manifest.list_quarantined(output)
+    def __init__(self, stage: Stage, output: str) -> None:
+        self.stage, self.output = stage, output
         self.flights: dict[ray.ObjectRef, _Flight] = {}
         self.idle: list[Any] = []
-        self.workers = 0
-        self.stop_deadline = float("inf")
 
-    def run(self) -> None:
-        self.most = min(self._worker_limit(), len(self.waiting))
-        try:
-            while self.flights or (self.waiting and not self.stop):
-                self._hand_out()
-                ready, _ = ray.wait(list(self.flights), num_returns=1, timeout=0.2)
-                for ref in ready:
-                    self._collect(ref)
-                self._end_hung()
-                if self.stop and self._stop_now():
-                    break
-                self.progress.update(self.plan.done + self.summary.done, self.summary.detail())
-            self.summary.stopped = bool(self.stop) and bool(self.waiting or self.flights)
-        finally:
-            closing = [worker.close.remote() for worker in self.idle]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-            for worker in [*self.idle, *(f.worker for f in self.flights.values())]:
-                ray.kill(worker)
+    @property
+    def busy(self) -> list[Unit]:
+        """The units under way."""
+        return [f.unit for f in self.flights.values() if f.unit is not None]
 
-    def _worker_limit(self) -> int:
-        if self.options.workers:
-            return self.options.workers
+    @property
+    def starting(self) -> int:
+        return sum(f.unit is None for f in self.flights.values())
+
+    @property
+    def size(self) -> int:
+        """Workers, those that are still starting included."""
+        return len(self.idle) + len(self.flights)
+
+    def limit(self) -> int:
+        """How many workers the CPUs and GPUs of Ray allow.
+
+        Raises:
+            ConfigError: not one.
+        """
         need, have = self.stage.resources, ray.cluster_resources()
-        limits = [have.get("CPU", 1) // need.cpus if need.cpus else len(self.waiting)]
+        limits = [have.get("CPU", 1) // need.cpus] if need.cpus else []
         if need.gpus:
             limits.append(have.get("GPU", 0) // need.gpus)
-        if min(limits) < 1:
+        if limits and min(limits) < 1:
             raise ConfigError(
                 f"stage {self.stage.name} needs {need.cpus} CPUs and {need.gpus} GPUs a worker, Ray offers "
                 f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}; ask for less or give Ray more"
             )
-        return int(min(limits))
+        return int(min(limits, default=1 << 30))
 
-    def _hand_out(self) -> None:
-        while self.waiting and not self.stop and (self.idle or self.workers < self.most):
-            unit = self.waiting.popleft()
-            worker = self.idle.pop() if self.idle else self._new_worker()
-            ref = worker.run.remote(unit, self.plan.stale.get(unit.number, []))
-            self.flights[ref] = _Flight(worker, unit, time.monotonic())
-
-    def _new_worker(self) -> Any:
-        self.workers += 1
+    def add(self) -> None:
+        """Starts one more worker."""
         need = self.stage.resources
         remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_restarts=0, max_task_retries=0)
-        return remote(Worker).remote(self.stage, self.output)
+        actor = remote(Worker).remote(self.stage, self.output)
+        self.flights[actor.start.remote()] = _Flight(actor, None)
 
-    def _collect(self, ref: ray.ObjectRef) -> None:
+    def hand(self, unit: Unit, stale: list[str]) -> None:
+        """Gives a unit to an idle worker."""
+        actor = self.idle.pop()
+        self.flights[actor.run.remote(unit, stale)] = _Flight(actor, unit)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """What has come to an end; waits for the first of them, at most so long."""
+        if not self.flights:
+            time.sleep(seconds)
+            return []
+        ready, _ = ray.wait(list(self.flights), num_returns=1, timeout=seconds)
+        return [self._collect(ref) for ref in ready]
+
+    def _collect(self, ref: ray.ObjectRef) -> Ended:
         flight = self.flights.pop(ref)
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self.idle.append(flight.worker)
-            if isinstance(error.cause, ConfigError):
-                raise ConfigError(str(error.cause)) from error
-            self._failed(flight.unit, error.cause)
-        except ray.exceptions.RayActorError:
-            self.workers -= 1
-            self._failed(flight.unit, RuntimeError("its worker died (crashed, killed, or out of memory)"))
-        else:
-            self.idle.append(flight.worker)
-            self.summary.done += 1
-            self.summary.counts.add(Counts.from_json(result["counts"]))
-            if flight.unit.number in self.quarantined:
-                self._lift_quarantine(flight.unit)
+            if flight.unit is None:
+                ray.kill(flight.actor)
+                return Ended(unit=None, error=error.cause or error, died=True)
+            self.idle.append(flight.actor)
+            return Ended(unit=flight.unit, error=error.cause or error)
+        except ray.exceptions.RayError as error:
+            ray.kill(flight.actor)  # it may be alive, out of reach
+            memory = isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(
+                error
+            )
+            why = "ended because its machine ran out of memory" if memory else "crashed, killed, or lost"
+            return Ended(
+                unit=flight.unit, error=RuntimeError(f"its worker died ({why})"), died=True, memory=memory
+            )
+        self.idle.append(flight.actor)
+        return Ended(unit=flight.unit, result=result)
 
-    def _failed(self, unit: Unit, error: BaseException) -> None:
-        count = self.attempts[unit.number] = self.attempts.get(unit.number, 0) + 1
-        message = f"{type(error).__name__}: {error}".strip()
-        name = f"{self.stage.name} {shard_name(unit.number)}"
-        log.warning("%s attempt %d of %d: %s", name, count, ATTEMPTS, message)
-        if count < ATTEMPTS:
-            self.waiting.append(unit)
-            return
-        self.summary.failed[unit.number] = message
-        record = {"unit": unit.number, "source": dict(unit.source), "attempts": count, "error": message}
-        data = json.dumps(record, indent=1).encode()
-        storage.write_bytes(manifest.quarantine_url(self.output, unit.number), data)
-
-    def _lift_quarantine(self, unit: Unit) -> None:
-        url = manifest.quarantine_url(self.output, unit.number)
-        if storage.exists(url):  # another run may have lifted it meanwhile
-            storage.remove(url)
-
-    def _end_hung(self) -> None:
-        if not self.options.unit_timeout:
-            return
-        now = time.monotonic()
+    def end_hung(self, seconds: float) -> list[Ended]:
+        """Ends the workers that have been busy with one unit for longer than this."""
+        hung = []
         for ref, flight in list(self.flights.items()):
-            if now - flight.began > self.options.unit_timeout:
+            if flight.unit is not None and time.monotonic() - flight.began > seconds:
                 del self.flights[ref]
-                ray.kill(flight.worker)
-                self.workers -= 1
-                self._failed(flight.unit, TimeoutError(f"no end after {self.options.unit_timeout:g} s"))
+                ray.kill(flight.actor)
+                error = TimeoutError(f"no end after {seconds:g} s")
+                hung.append(Ended(unit=flight.unit, error=error, died=True))
+        return hung
 
-    def _stop_now(self) -> bool:
-        """After a signal: units under way may finish within the grace time; a second signal ends them."""
-        now = time.monotonic()
-        if self.stop_deadline == float("inf"):
-            self.stop_deadline = now + self.options.grace
-            log.warning("stopping: %d units may finish within %g s", len(self.flights), self.options.grace)
-        return now > self.stop_deadline or len(self.stop) > 1
+    def close(self, *, patiently: bool) -> None:
+        """Ends all workers; if there is time, those that are idle get some to close what they hold."""
+        closing = [actor.close.remote() for actor in self.idle] if patiently else []
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for actor in [*self.idle, *(f.actor for f in self.flights.values())]:
+            ray.kill(actor)

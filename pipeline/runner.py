@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline import manifest, session, storage
-from pipeline.planning import make_plan
+from pipeline import locks, manifest, session, storage
+from pipeline.errors import ConfigError
+from pipeline.planning import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.runner_options import RunOptions
+from pipeline.settings import differences, semantic_config
 from pipeline.stage import Stage
 from pipeline.summary import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Summary
 
@@ -31,7 +33,9 @@ def run_stage(
             would say what the folder is not made of.
 
     Raises:
-        ConfigError: before anything was started, or raised by a worker that could not start.
+        ConfigError: before anything was started, or raised by a worker that could not start; or another run
+            with other options is under way on the same output.
+        RunError: the run could not go on (a full disk, no worker that starts).
     """
     options = options or RunOptions()
     output = storage.absolute(output)
@@ -42,18 +46,33 @@ def run_stage(
     summary = Summary(stage=stage.name, units=len(plan.units), done_before=plan.done)
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:
-        storage.sweep_temporary(output)
-        session.use_token()
-        # Importing Ray takes longer than planning a finished stage.
-        from pipeline import on_ray
-
-        on_ray.execute(stage, output, options, plan, summary, progress)
+        _work(stage, output, options, plan, summary, progress)
     whole = task is None and options.limit is None
     if whole and not summary.failed and not summary.stopped:
         stage.finish(output)
     summary.exit_code = _exit_code(summary, options)
     progress.close(plan.done + summary.done, summary.detail())
     return summary
+
+
+def _work(
+    stage: Stage, output: str, options: RunOptions, plan: Plan, summary: Summary, progress: Progress
+) -> None:
+    made_from = {"stage": stage.name, "version": stage.version, "config": semantic_config(stage.config)}
+    try:
+        with locks.run(output, made_from) as lock:
+            storage.sweep_temporary(output)
+            session.use_token()
+            # Importing Ray takes longer than planning a finished stage.
+            from pipeline import execution
+
+            execution.execute(stage, output, options, plan, summary, progress, lock)
+    except locks.BusyError as error:
+        difference = "; ".join(differences(error.facts["made_from"], made_from))
+        raise ConfigError(
+            f"{output}: another run is at work here ({error}) and makes something else: {difference}. "
+            "Wait for it or stop it, or choose another --output"
+        ) from error
 
 
 def _exit_code(summary: Summary, options: RunOptions) -> int:

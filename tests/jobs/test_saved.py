@@ -92,7 +92,7 @@ def test_the_configuration_stands_before_the_first_unit(world: Path, monkeypatch
         seen.append(load_saved("shards").verb)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.on_ray.execute", killed)
+    monkeypatch.setattr("pipeline.execution.execute", killed)
     assert cli.main(["pack", "--input", "images", "--output", "shards"]) == 75
     assert seen == ["pack"]
 
