@@ -17,6 +17,7 @@ import dataclasses
 import glob
 import importlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from pipeline.runner_options import RunOptions
 from pipeline.stage import Stage
 
 HEADER = "# pairmill "
+#: options of the runner that belong to one run alone
+ONCE = frozenset({"limit", "task", "overwrite", "allow_failed"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +94,11 @@ def name_stage(resolved: str, stage: Stage) -> str:
     return f"{header}: {stage.name}{newline}{rest}" if header.startswith(HEADER) else resolved
 
 
-def load_saved(folder: str) -> Saved:
+def load_saved(folder: str, overrides: Sequence[str] = ()) -> Saved:
     """How an output folder was made, with its stage built anew; nothing is opened or planned yet.
+
+    Args:
+        overrides: options of the verb that win over what was saved, such as `["--workers", "2"]`.
 
     Raises:
         ConfigError: no command wrote the folder, or its configuration is not one of today's options.
@@ -101,23 +107,28 @@ def load_saved(folder: str) -> Saved:
     verb, stage_name, text = _read(folder)
     from jobs import cli  # the command line saves what it parsed by this module
 
+    values = {name: value for name, value in yaml.safe_load(text).items() if name not in ONCE}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{verb}-") as stream:
-        stream.write(text)
+        yaml.safe_dump(values, stream)
         stream.flush()
         try:
-            found, config, request = cli.parse_verb(verb, ["--config", stream.name])
+            found, config, request = cli.parse_verb(verb, ["--config", stream.name, *overrides])
         except ConfigError as error:
             message = str(error).replace(stream.name, manifest.config_url(folder))
-            raise ConfigError(f"{folder}: {message}; run `pairmill {verb}` into it again first") from error
+            advice = "mend it" if overrides else f"run `pairmill {verb}` into it again first"
+            raise ConfigError(f"{folder}: {message}; {advice}") from error
     assert found.stages is not None, verb
-    once = {"limit": None, "task": None, "overwrite": False, "allow_failed": 0}
-    options = dataclasses.replace(request.options, **once)
     # the folder may have been moved since; an inner stage of a verb lies one below the verb's output
     for output in (folder, folder.rpartition("/")[0]):
         for stage, place in found.stages(config, output):
             if place == folder and stage.name == stage_name:
                 return Saved(
-                    verb=verb, config=config, options=options, output=output, stage=stage, resolved=text
+                    verb=verb,
+                    config=config,
+                    options=request.options,
+                    output=output,
+                    stage=stage,
+                    resolved=text,
                 )
     raise ConfigError(f"{folder}: `pairmill {verb}` has no stage {stage_name!r} that writes there")
 

@@ -10,6 +10,7 @@ from jobs.verb import Request
 from pipeline import manifest, storage
 from pipeline.runner import run_stage
 from pipeline.stage import Stage
+from pipeline.summary import Summary
 
 
 def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
@@ -17,15 +18,20 @@ def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
     for stage, output in stages:
         resolved = name_stage(request.resolved, stage) if request.resolved else ""
         summary = run_stage(stage, output, request.options, resolved=resolved)
-        for number, message in sorted(summary.failed.items())[:5]:
-            print(f"pairmill {stage.name}: unit {number} failed: {message}", file=sys.stderr)
-        if summary.failed:
-            books = storage.join(output, manifest.BOOKS, "quarantine")
-            print(
-                f"pairmill {stage.name}: {len(summary.failed)} units failed, see {books}; "
-                "rerun the command to try them again",
-                file=sys.stderr,
-            )
+        report_failed(stage.name, output, summary)
         if summary.exit_code:
             return summary.exit_code
     return 0
+
+
+def report_failed(name: str, output: str, summary: Summary) -> None:
+    """Says on stderr which units failed in a run of `pairmill NAME`."""
+    for number, message in sorted(summary.failed.items())[:5]:
+        print(f"pairmill {name}: unit {number} failed: {message}", file=sys.stderr)
+    if summary.failed:
+        books = storage.join(output, manifest.BOOKS, "quarantine")
+        print(
+            f"pairmill {name}: {len(summary.failed)} units failed, see {books}; "
+            "rerun the command to try them again",
+            file=sys.stderr,
+        )

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 
-from pipeline import manifest, storage
+from pipeline import commit, manifest, storage
 from pipeline.errors import ConfigError, RunError, StorageFullError
 from pipeline.locks import Lock
 from pipeline.on_ray import Ended, Pool, ray_session
@@ -172,6 +172,7 @@ class Execution:
         name = f"{self.stage.name} {shard_name(unit.number)}"
         log.warning("%s attempt %d of %d: %s", name, count, ATTEMPTS, message)
         if count < ATTEMPTS:
+            self._look_again(unit)
             self.waiting.append((time.monotonic() + BACKOFF * 2 ** (count - 1), unit))
             return
         if isinstance(error, StorageFullError):
@@ -181,6 +182,14 @@ class Execution:
         self._write_books(
             manifest.quarantine_url(self.output, unit.number), json.dumps(record, indent=1).encode()
         )
+
+    def _look_again(self, unit: Unit) -> None:
+        """A worker that died while it replaced a unit may have left that half done: it is finished here, and
+        what the next attempt replaces is what stands now."""
+        if self.plan.stale.get(unit.number):
+            commit.roll_forward(self.output)
+            standing = manifest.list_manifests(self.output)
+            self.plan.stale[unit.number] = [done.url for done in standing if done.number == unit.number]
 
     def _write_books(self, url: str, data: bytes) -> None:
         try:
