@@ -116,6 +116,13 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if TEMP_MARK not in name)
 
 
+def list_temporary(url: str) -> list[str]:
+    """The names of temporary files that writes under way, or killed ones, have in a local folder."""
+    if not is_local(url) or not isdir(url):
+        return []
+    return sorted(path.name for path in local_path(url).iterdir() if TEMP_MARK in path.name)
+
+
 def find(pattern: str) -> list[FileInfo]:
     """The files that a path, URL or glob names, by name. A folder names nothing here."""
     fs, path = resolve(pattern)
