@@ -95,3 +95,10 @@ def _escapes(text: str) -> str:
         return character if character in _UNRESERVED else found[0].upper()
 
     return quote(_ESCAPE.sub(plain, text), safe=_SAFE, errors="surrogatepass")
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be printed: no user name, no query (signatures, tokens), no control characters."""
+    shown = re.sub(r"(?<=[/\\])[^/\\?#]*@", "…@", url.partition("?")[0], count=1)
+    shown = "".join(c for c in shown if c.isprintable())
+    return shown + ("?…" if "?" in url else "")
