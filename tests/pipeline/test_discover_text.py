@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import html
+import re
 import unicodedata
+from urllib.parse import urljoin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.stages.discover.addresses import Base, url_fault
@@ -115,3 +118,66 @@ def test_a_page_without_a_path_is_a_base_too() -> None:
 )
 def test_only_addresses_that_http_can_fetch_are_kept(url: str, fault: str | None) -> None:
     assert url_fault(url) == fault
+
+
+def slow_clean(text: str) -> str:
+    """What cleaning is, in the order in which one would say it."""
+    text = re.sub(
+        r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});",
+        lambda found: html.unescape(found.group()),
+        text,
+    )
+    unwanted = "\u200b\u200e\u200f\ufeff\u061c\xad\ufffe\uffff"
+    kept = [
+        c
+        for c in text
+        if c.isspace()
+        or not (
+            unicodedata.category(c) in ("Cc", "Cs")
+            or c in unwanted
+            or "\u202a" <= c <= "\u202e"
+            or "\u2060" <= c <= "\u206f"
+            or "\ufff9" <= c <= "\ufffb"
+        )
+    ]
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+
+
+@given(st.text() | st.text("ab &;#x\t\n\x1c\x85\xa0\u2003\u2028e\u0301\u200b\u202e\x00\ud800", max_size=30))
+def test_cleaning_takes_its_short_cuts_rightly(written: str) -> None:
+    assert clean_text(written) == slow_clean(written)
+
+
+_pieces = st.sampled_from(
+    "http: https: HTTP:// data:, // / / .. . ..a .b a.example b-c.example:80 x i.jpg ? w=1&h=2 #t ;p : @".split()
+    + ["%20", "\\", "\n", " ", "ü", "[", "]", '"', "=", "~"]
+)
+_written = st.lists(_pieces, max_size=9).map("".join)
+_pages = st.lists(_pieces, max_size=7).map(lambda parts: "http://site.example" + "".join(parts))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(_pages | st.just(PAGE) | st.text(), st.none() | _written, _written | st.text())
+def test_an_address_is_what_joining_and_judging_would_give(page: str, href: str | None, written: str) -> None:
+    base = Base(page, href)
+    url, fault = base.address(written)
+    try:
+        joined = base.join(written)
+    except ValueError:
+        assert fault == "bad_url"
+        return
+    assert (url, fault) == (joined, url_fault(joined))
+
+
+_plain = st.lists(st.sampled_from(["a", "b.c", "d-e", "%20", "..", "."]), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "c"]), max_size=4), _plain.map("/".join), st.sampled_from(["", "/"])
+)
+def test_plain_relative_addresses_are_joined_as_urljoin_joins_them(
+    folders: list[str], written: str, root: str
+) -> None:
+    page = "https://site.example/" + "".join(f"{folder}/" for folder in folders) + "page.html"
+    assert Base(page).address(root + written) == (urljoin(page, root + written), None)

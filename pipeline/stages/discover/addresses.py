@@ -1,7 +1,7 @@
 """Makes absolute URLs of what pages write into their attributes, and says which of them are no candidates.
 
-`Base.join` and `url_fault` say what is right, for whatever a page may hold. `Base.address` gives the same and
-takes, for the addresses that nearly all pages write, a fourth of the time; a test holds both against each other.
+`Base.join` and `url_fault` say what is right, for whatever a page may hold. `Base.address` gives the same, in a
+fourth of the time for addresses as nearly all pages write them; a test holds both against each other.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _COMMON_HOST = re.compile(
     rf"//[A-Za-z0-9.\-]+(?::[0-9]{{1,5}})?/(?:{_SEGMENTS}(?:\?{_VISIBLE}+)?)?"
 ).fullmatch
 _COMMON_PAGE = re.compile(
-    rf"https?://[A-Za-z0-9.\-]+(?::[0-9]{{1,5}})?(/(?:{_SEGMENTS}/?)?)?(?:\?{_VISIBLE}*)?"
-)
+    rf"((https?)://[A-Za-z0-9.\-]+(?::[0-9]{{1,5}})?)(/(?:{_SEGMENTS}/?)?)?(?:\?{_VISIBLE}*)?", re.ASCII
+).fullmatch
 
 
 class Base:
@@ -45,12 +45,18 @@ class Base:
             with contextlib.suppress(ValueError):  # as a browser ignores a base that is no URL
                 joined = urljoin(page_url, base_href.strip())
                 self.url = joined if _HTTP.match(joined) else page_url
-        scheme, _, rest = self.url.partition("://")
-        self._scheme = scheme
-        self._origin = f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
-        path = re.split("[?#]", rest, maxsplit=1)[0]
-        self._folder = f"{scheme}://{path.rpartition('/')[0]}/" if "/" in path else f"{self._origin}/"
-        self._is_common = _COMMON_PAGE.fullmatch(self.url) is not None
+        common = _COMMON_PAGE(self.url)
+        self._is_common = common is not None
+        if common:
+            self._origin, self._scheme, path = common.groups()
+            self._folder = self._origin + (path or "/")[: (path or "/").rindex("/") + 1]
+        else:
+            self._scheme, _, rest = self.url.partition("://")
+            self._origin = f"{self._scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
+            place = re.split("[?#]", rest, maxsplit=1)[0]
+            self._folder = (
+                f"{self._scheme}://{place.rpartition('/')[0]}/" if "/" in place else f"{self._origin}/"
+            )
 
     def address(self, written: str) -> tuple[str, str | None]:
         """The absolute URL, and why it cannot be a candidate: `not_http`, `bad_url`, or None."""

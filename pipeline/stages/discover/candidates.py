@@ -1,7 +1,7 @@
 """Collects the candidates of one archive: which picture links of a page are kept, and why the others are not.
 
-A link passes these in turn, and the first that fails gives the reason: `no_url`, `no_alt`, the preset's rules for
-captions, `not_http` and `bad_url`, `blocked_domain`, the preset's rules for addresses, `duplicate_in_page`.
+A link passes these in turn, and the first that fails gives the reason: `no_url`, `no_alt`, the preset's rules
+for captions, `not_http` and `bad_url`, `blocked_domain`, its rules for addresses, `duplicate_in_page`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 from fastwarc.warc import WarcRecord, WarcRecordType
 
@@ -33,6 +34,10 @@ SCHEMA = pa.schema(
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def _is_json(record: WarcRecord) -> bool:
+    return (record.headers.get("Content-Type") or "").startswith("application/json")
+
+
 class Candidates:
     """Collects the candidates of one archive.
 
@@ -49,19 +54,21 @@ class Candidates:
         self._url_rules = [(r.reason, r.keeps) for r in found if r.columns == ("url",) and r.keeps]
         self._caption_rules = [(r.reason, r.keeps) for r in found if r.columns == ("caption",) and r.keeps]
         assert len(self._url_rules) + len(self._caption_rules) == len(found)
-        self._rows: list[tuple[str, str, str, int, int]] = []
+        self._pairs: list[tuple[str, str, int]] = []  # url, caption, position
+        self._pages: list[tuple[str, int, int]] = []  # url, offset of the record, number of pairs
 
     def table(self) -> pa.Table:
         """The candidates in the order of the archive; `SCHEMA`."""
-        url, caption, page_url, offset, position = zip(*self._rows, strict=True) if self._rows else [()] * 5
-        archive = pa.repeat(pa.scalar(self.archive, pa.string()), len(self._rows))
+        url, caption, position = zip(*self._pairs, strict=True) if self._pairs else [()] * 3
+        page_url, offset, count = zip(*self._pages, strict=True) if self._pages else [()] * 3
+        page = pa.array(np.repeat(np.arange(len(count)), count))
         return pa.Table.from_arrays(
             [
                 pa.array(url, pa.string()),
                 pa.array(caption, pa.string()),
-                pa.array(page_url, pa.string()),
-                archive,
-                pa.array(offset, pa.int64()),
+                pa.array(page_url, pa.string()).take(page),
+                pa.repeat(pa.scalar(self.archive, pa.string()), len(url)),
+                pa.array(offset, pa.int64()).take(page),
                 pa.array(position, pa.int32()),
             ],
             schema=SCHEMA,
@@ -79,7 +86,9 @@ class Candidates:
             return
         self.notes["pages_with_images"] += 1
         page_url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
-        self._add_page(page, _LONE_SURROGATE.sub("", page_url), record.stream_pos)
+        if not page_url.isascii():
+            page_url = _LONE_SURROGATE.sub("", page_url)
+        self._add_page(page, page_url, record.stream_pos)
 
     def _read_page(self, record: WarcRecord) -> Page | None:
         """The page of a record; None where it is none, or has no pictures."""
@@ -89,12 +98,14 @@ class Candidates:
         return self._read_warc(record) if kind == WarcRecordType.response else None
 
     def _read_wat(self, record: WarcRecord) -> Page | None:
-        if not (record.headers.get("Content-Type") or "").startswith("application/json"):
-            return None
         payload = record.reader.read()
+        # the header is asked only where the brace is missing: it takes as long as the rest of a short record
+        if payload[:1] != b"{" and not _is_json(record):
+            return None
         self.notes["bytes"] += len(payload)
-        self.notes["pages"] += wat.is_page(payload)
-        return wat.read_page(payload)
+        page = wat.read_page(payload)
+        self.notes["pages"] += page is not None or wat.is_page(payload)
+        return page
 
     def _read_warc(self, record: WarcRecord) -> Page | None:
         if not (record.headers.get("WARC-Target-URI") or "").strip("< ").lower().startswith("http"):
@@ -109,8 +120,8 @@ class Candidates:
         return html.read_page(body.data, html.find_charset(body.data, body.charset))
 
     def _add_page(self, page: Page, page_url: str, offset: int) -> None:
-        base, kept, dropped = Base(page_url, page.base_href), self._rows, self.counts.dropped
-        seen: set[tuple[str, str]] = set()
+        base, dropped = Base(page_url, page.base_href), self.counts.dropped
+        kept: dict[tuple[str, str], int] = {}  # (url, caption): position
         for position, (written, alt) in enumerate(page.links):
             if not written:
                 dropped["no_url"] += 1
@@ -118,15 +129,16 @@ class Candidates:
                 dropped["no_alt"] += 1
             else:
                 url, reason = self._judge(written, caption, base)
-                if reason is None and (url, caption) in seen:
-                    reason = "duplicate_in_page"
                 if reason is not None:
                     dropped[reason] += 1
-                    continue
-                seen.add((url, caption))
-                kept.append((url, caption, page_url, offset, position))
+                elif (url, caption) in kept:
+                    dropped["duplicate_in_page"] += 1
+                else:
+                    kept[url, caption] = position
         self.counts.taken += len(page.links)
-        self.counts.kept = len(kept)
+        self.counts.kept += len(kept)
+        self._pairs += [(url, caption, position) for (url, caption), position in kept.items()]
+        self._pages.append((page_url, offset, len(kept)))
 
     def _judge(self, written: str, caption: str, base: Base) -> tuple[str, str | None]:
         """The address, and the reason against the pair if there is one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import ElementNode, HTMLTree
@@ -25,11 +25,8 @@ _UNFIT_TYPES = ("image/svg+xml", "image/avif", "image/jxl", "image/heic", "image
 MAX_SOURCES = 16
 
 
-class Link(NamedTuple):
-    """A picture as the page writes it: `url` not yet joined, None where there was none; `alt` not cleaned."""
-
-    url: str | None
-    alt: str | None
+#: a picture as the page writes it: (URL not yet joined, alt text not cleaned), each None where there is none
+Link: TypeAlias = "tuple[str | None, str | None]"
 
 
 class Page(NamedTuple):
@@ -93,8 +90,8 @@ def _read_image(image: ElementNode) -> Link:
             value = get(name)
             url = largest_candidate(value) if name.endswith("srcset") else value
             if url and _is_real(url):
-                return Link(url, alt)
-    return Link(_from_picture(image) or get("src"), alt)
+                return url, alt
+    return _from_picture(image) or get("src"), alt
 
 
 def _is_real(url: str) -> bool:

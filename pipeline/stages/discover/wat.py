@@ -10,25 +10,25 @@ URLs stand as the page writes them, entities resolved; of `data:` URLs only the 
 looks at `src` alone: what a page says in `srcset` or `data-src` is only in the WARC.
 
 Most of a record is other links, meta tags and headers, and parsing it takes as long as inflating it. So the
-image entries are cut out of the bytes and only they are parsed, in one go for a page; a record that is not written
-in the usual way, or where a cut went wrong, is parsed as a whole.
+image entries are cut out of the bytes and only they are parsed, in one go for a page; a record that is not
+written in the usual way, or where a cut went wrong, is parsed as a whole.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import orjson
 
 from pipeline.stages.discover.html import Link, Page
 
-#: in front of every path of an image. It cannot match inside a string value, where each quote has a backslash
+#: how an image entry begins: no white space, the path first. None of these patterns can match inside a string
+#: value, where each quote has a backslash before it. (A long pattern is found faster than a short one.)
+_ENTRY = b'{"path":"IMG@/src",'
+#: in front of any path of an image, however the rest is written
 _MARK = b'"IMG@'
-#: what stands before and behind it where the path is the first field of its object
-_BEFORE, _BEHIND = b'{"path":', b'/src",'
-_SKIPPED = len(_BEHIND)
+_BASE = b'"Base"'
 
 
 def is_page(payload: bytes) -> bool:
@@ -42,34 +42,38 @@ def read_page(payload: bytes) -> Page | None:
     Raises:
         ValueError: the JSON is broken, or is not shaped as a WAT record is.
     """
-    pieces = payload.split(_MARK)
-    if len(pieces) == 1:
-        return None
+    before, *pieces = payload.split(_ENTRY)
+    if not pieces:
+        return _read_whole(payload) if _MARK in payload else None
     # the head of the page stands before its links or behind them, never between two of them
-    if b'"Base"' not in pieces[0] and b'"Base"' not in pieces[-1]:
-        links = _cut_out(pieces)
-        if links is not None:
-            return Page(None, links)
-    return _read_whole(_parse(payload))
+    if _BASE in before or _BASE in pieces[-1]:
+        return _read_whole(payload)
+    links = _read_entries(pieces)
+    return _read_whole(payload) if links is None else Page(None, links)
 
 
-def _cut_out(pieces: list[bytes]) -> list[Link] | None:
-    """The links, from a record split at its marks; None where it is not written in the usual way.
+def _read_entries(pieces: list[bytes]) -> list[Link] | None:
+    """The links, from what stands behind the beginnings of entries; None where they cannot be cut out.
 
     An entry is taken to end at the next brace. Where that brace stands in a text, what is put together here
     is no JSON: the text would go on up to the quote that begins the next entry.
     """
-    entries = []
-    for before, piece in pairwise(pieces):
-        end = piece.find(b"}")
-        if end < 0 or not (before.endswith(_BEFORE) and piece.startswith(_BEHIND)):
-            return None
-        entries.append(piece[_SKIPPED:end])
     try:
-        found = orjson.loads(b"[{" + b"},{".join(entries) + b"}]")
-    except orjson.JSONDecodeError:
+        entries = [piece[: piece.index(b"}")] for piece in pieces]
+        return _links(orjson.loads(b"[{" + b"},{".join(entries) + b"}]"))
+    except ValueError:
         return None
-    return [_link(entry) for entry in found]
+
+
+def _read_whole(payload: bytes) -> Page:
+    record = _parse(payload)
+    try:
+        html = record["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
+        base = html.get("Head", {}).get("Base")
+        links = _links([x for x in html.get("Links", []) if x.get("path") == "IMG@/src"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no WAT record of a page: {error!r}") from error
+    return Page(base if isinstance(base, str) else None, links)
 
 
 def _parse(payload: bytes) -> Any:
@@ -84,16 +88,12 @@ def _parse(payload: bytes) -> Any:
             raise ValueError("JSON nested too deeply") from error
 
 
-def _read_whole(record: Any) -> Page:
-    try:
-        html = record["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
-        base = html.get("Head", {}).get("Base")
-        links = [_link(x) for x in html.get("Links", []) if x.get("path") == "IMG@/src"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no WAT record of a page: {error!r}") from error
-    return Page(base if isinstance(base, str) else None, links)
+def _links(entries: list[dict[str, Any]]) -> list[Link]:
+    found = [(entry.get("url"), entry.get("alt")) for entry in entries]
+    if {type(value) for link in found for value in link} <= {str, type(None)}:
+        return found
+    return [(_text(url), _text(alt)) for url, alt in found]
 
 
-def _link(entry: dict[str, Any]) -> Link:
-    url, alt = entry.get("url"), entry.get("alt")
-    return Link(url if isinstance(url, str) else None, alt if isinstance(alt, str) else None)
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
