@@ -31,6 +31,8 @@ from pipeline.errors import ConfigError
 LOCK_FILES = 16
 #: names that the table of times tells apart; two names in one place only wait for each other
 MOMENTS = 1 << 20
+#: raised whenever the shape of a document changes
+VERSION = 1
 #: documents that are kept on disk at a time
 DOCUMENTS = 1 << 17
 DOCUMENT_BYTES = 64 << 10
@@ -102,11 +104,13 @@ class NodeFolder:
             found = json.loads(self._place(name).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        return found["document"] if isinstance(found, dict) and found.get("name") == name else None
+        if not isinstance(found, dict) or (found.get("version"), found.get("name")) != (VERSION, name):
+            return None
+        return found["document"]
 
     def write(self, name: str, document: dict[str, Any]) -> None:
         """Keeps a document for the others; a very large one is kept by nobody but the caller."""
-        data = json.dumps({"name": name, "document": document}).encode()
+        data = json.dumps({"version": VERSION, "name": name, "document": document}).encode()
         if len(data) > DOCUMENT_BYTES:
             return
         self._writing += 1

@@ -31,8 +31,9 @@ MAX_REDIRECTS = 5
 #: seconds that an answer counts (RFC 9309, 2.4), and that a failure does
 ANSWER_TTL = 24 * 3600.0
 FAILURE_TTL = 120.0
-#: origins that one worker remembers
-REMEMBERED = 20_000
+#: what one worker remembers: rules, and so many more for each origin
+REMEMBERED = 400_000
+ORIGIN_WEIGHT = 10
 #: further attempts; a site whose rules cannot be had is given up sooner than a picture
 RETRIES = 1
 #: seconds between looks for what another worker is about to learn
@@ -83,7 +84,7 @@ class Origins:
             robots = self._robots.now(origin)
             if robots is None:
                 robots = await self._robots.get(origin)
-            if robots.rules and not robots.allows(path):
+            if not robots.allows(path):
                 raise FetchError("opt_out", "robots.txt", final=True)
             if robots.crawl_delay:
                 self._manners.slow_down(self._manners.host(host_name(url)), robots.crawl_delay)
@@ -91,7 +92,7 @@ class Origins:
             tdm = self._tdm.now(origin)
             if tdm is None:
                 tdm = await self._tdm.get(origin)
-            if tdm.rules and not tdm.allows(path):
+            if not tdm.allows(path):
                 raise FetchError("opt_out", "tdmrep.json", final=True)
 
     async def _ask_robots(self, origin: str, names: list[str]) -> _Known[Robots]:
@@ -145,7 +146,7 @@ class Origins:
             place = await self._manners.enter(host)
             try:
                 self._client.figures.rule_requests += 1
-                answer = await self._client.get(url, left, limit=MAX_BYTES, cut=True)
+                answer = await self._client.get(url, left, limit=MAX_BYTES + 1, cut=True)
             finally:
                 self._manners.leave(host, place)
             if answer.location is None:
@@ -170,6 +171,7 @@ class _Rules(Generic[T]):
         self.patience = 60.0
         self._node, self._kind, self._ask, self._from_json = node, kind, ask, from_json
         self._known: OrderedDict[str, _Known[T]] = OrderedDict()
+        self._weight = 0
         self._learning: dict[str, asyncio.Task[_Known[T]]] = {}
 
     async def close(self) -> None:
@@ -222,10 +224,15 @@ class _Rules(Generic[T]):
         finally:
             if locked:
                 self._node.unlock(number)
-        self._known[origin] = known
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._remember(origin, known)
         return known
+
+    def _remember(self, origin: str, known: _Known[T]) -> None:
+        before = self._known.pop(origin, None)
+        self._weight += _weight(known) - (_weight(before) if before else 0)
+        self._known[origin] = known
+        while self._weight > REMEMBERED and len(self._known) > 1:
+            self._weight -= _weight(self._known.popitem(last=False)[1])
 
     def _read(self, name: str) -> _Known[T] | None:
         found = self._node.read(name)
@@ -233,6 +240,10 @@ class _Rules(Generic[T]):
             return None
         rules = self._from_json(found["rules"]) if found["rules"] is not None else None
         return _Known(found["until"], rules, tuple(found["failure"]) if found["failure"] else None)
+
+
+def _weight(known: _Known[Any]) -> int:
+    return ORIGIN_WEIGHT + (len(known.rules) if known.rules is not None else 0)
 
 
 def _as_json(known: _Known[Any]) -> dict[str, Any]:

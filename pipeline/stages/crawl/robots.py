@@ -43,7 +43,12 @@ class Robots:
 
     @cached_property
     def _patterns(self) -> list[list[tuple[bool, Pattern]]]:
-        return [[(allow, Pattern.of(text)) for allow, text in rules] for rules in self.rules if rules]
+        """The rules of each name, those that count more first."""
+        read = [[(allow, Pattern.of(text)) for allow, text in rules] for rules in self.rules if rules]
+        return [sorted(rules, key=lambda r: (-r[1].length, not r[0])) for rules in read]
+
+    def __len__(self) -> int:
+        return sum(len(rules) for rules in self.rules)
 
     def as_json(self) -> dict[str, Any]:
         return {"rules": self.rules, "crawl_delay": self.crawl_delay}
@@ -55,11 +60,7 @@ class Robots:
 
 
 def _allowed(rules: list[tuple[bool, Pattern]], path: str) -> bool:
-    best, verdict = -1, True
-    for allow, pattern in rules:
-        if (pattern.length > best or (pattern.length == best and allow)) and pattern.matches(path):
-            best, verdict = pattern.length, allow
-    return verdict
+    return next((allow for allow, pattern in rules if pattern.matches(path)), True)
 
 
 @dataclass

@@ -62,6 +62,9 @@ class TdmRules:
                 return not reserved
         return True
 
+    def __len__(self) -> int:
+        return len(self.rules)
+
     @cached_property
     def _patterns(self) -> list[tuple[Pattern, bool]]:
         return [(Pattern.of(text), reserved) for text, reserved in self.rules]
