@@ -1,63 +1,83 @@
-"""Pictures: the header is judged before anything is decoded, then img2dataset's `Resizer` does the work.
+"""What becomes of a picture: judged by its header, proven whole, decoded right, resized, encoded.
 
-A few kilobytes can decode to gigabytes, so format and size are read from the header with our own few lines,
-and only allowed formats under the pixel cap reach a decoder. Everything here is thread-safe; OpenCV gives up
-the interpreter lock while it decodes, resizes and encodes.
+A few kilobytes can decode to gigabytes, so format and size are read from the header first (`header`), and
+only allowed formats under the pixel cap reach a decoder (`decode`). Sizes, modes and pixels are those of
+img2dataset's `Resizer`, by a faster way (`resize`) or by itself (`exact`). A picture in which nothing changes
+keeps its bytes. Everything here is thread-safe; OpenCV gives up the interpreter lock while it decodes,
+resizes and encodes. The same body gives the same bytes on every run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
-import struct
 import threading
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import ConfigError
+from pipeline.stages.crawl.decode import RefusedError, decode, has_alpha, is_cmyk, prove_whole
+from pipeline.stages.crawl.exact import ExactResizer
+from pipeline.stages.crawl.exif import exif_block, orientation, tags_json
+from pipeline.stages.crawl.header import Header, name_format, read_header
+from pipeline.stages.crawl.resize import encode, final_size, reduction, resize
+
+__all__ = ["Header", "ImageOptions", "Picture", "Processor", "read_header"]
+
+Interpolation = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
 
 #: pictures above this many pixels are decoded one at a time in a worker, so that memory stays bounded
 LARGE_PIXELS = 16 << 20
-#: JPEG markers that start a frame and so hold the size: all C0..CF but DHT, JPG and DAC
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-#: what the Resizer says -> our reason
-_RESIZER_REASONS = {
-    "image too small": "too_small",
-    "image area too large": "too_many_pixels",
-    "aspect ratio too large": "aspect_ratio",
-}
+HASHES = ("md5", "sha256", "sha512")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What a downloaded picture must be, and what it becomes.
+    """What a downloaded picture must be, and what it becomes. The names are img2dataset's where it has one.
 
     Attributes:
         image_size: side in pixels that resize_mode aims at.
         resize_mode: img2dataset's modes: keep_ratio (shorter side), keep_ratio_largest (longer side),
             center_crop, border (longer side, padded white to a square), no.
         resize_only_if_bigger: leave pictures as they are that are not bigger than image_size.
+        upscale_interpolation: how pictures are enlarged.
+        downscale_interpolation: how they are made smaller; anything but area is slower.
         encode_format: format of the stored pictures, and suffix of their members.
         encode_quality: JPEG and WebP quality up to 100, or PNG compression up to 9; null takes 95, and 6
             for PNG.
+        skip_reencode: keep the bytes of a picture that is in encode_format already and in which nothing
+            changes: no resizing, turning, alpha, frames, 16 bits or CMYK.
+        disable_all_reencoding: keep the bytes of every picture, whatever its format and size.
+        resizer: fast, or img2dataset for that package's own bytes: slower to start, and it leaves pictures
+            turned as they are stored.
         min_image_size: shorter side in pixels below which a picture is dropped as `too_small`.
         max_aspect_ratio: longer side over shorter side above which it is dropped as `aspect_ratio`; null for
             no limit.
-        max_pixels: pixels above which it is dropped as `too_many_pixels`, before decoding.
+        max_pixels: pixels above which it is dropped as `too_many_pixels`, before decoding (img2dataset's
+            max_image_area).
         min_bytes: file size below which it is dropped as `small_file` (LAION and COYO: 5000).
+        extract_exif: write the EXIF tags of a picture as JSON into the column `exif`.
+        verify_hash: column of the list with the hash of the file, and its kind (md5, sha256 or sha512), such
+            as `["md5","md5"]`; a body that has another is dropped as `hash_mismatch`.
     """
 
     image_size: int = 256
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
     resize_only_if_bigger: bool = True
+    upscale_interpolation: Interpolation = "lanczos"
+    downscale_interpolation: Interpolation = "area"
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     encode_quality: int | None = None
+    skip_reencode: bool = True
+    disable_all_reencoding: bool = False
+    resizer: Literal["fast", "img2dataset"] = "fast"
     min_image_size: int = 0
     max_aspect_ratio: float | None = None
     max_pixels: int = 89_478_484
     min_bytes: int = 0
+    extract_exif: bool = False
+    verify_hash: list[str] | None = None
 
     @property
     def quality(self) -> int:
@@ -74,21 +94,19 @@ class ImageOptions:
             raise ConfigError(
                 f"encode_quality {self.quality} must be in 0..{most} for encode_format {self.encode_format}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What the first bytes of a picture say; width and height in pixels, as stored; bits a channel."""
-
-    format: Literal["jpeg", "png", "webp"]
-    width: int
-    height: int
-    bits: int = 8
+        if self.verify_hash is not None and (len(self.verify_hash) != 2 or self.verify_hash[1] not in HASHES):
+            raise ConfigError(
+                f"verify_hash {self.verify_hash} must be a column and one of {', '.join(HASHES)}, "
+                'such as ["md5","md5"]'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What a body became: the encoded picture and its sizes, or the reason why not."""
+    """What a body became: the encoded picture and its sizes in pixels, or the reason why not.
+
+    The original's sizes are those after its orientation; sha256 is that of the body; exif a JSON object.
+    """
 
     data: bytes | None = None
     width: int | None = None
@@ -96,64 +114,9 @@ class Picture:
     original_width: int | None = None
     original_height: int | None = None
     sha256: str | None = None
+    exif: str | None = None
     reason: str | None = None
     message: str | None = None
-
-
-def read_header(data: bytes) -> Header | None:
-    """Format and size from the header of a JPEG, PNG or WebP; None for everything else."""
-    try:
-        if data[:3] == b"\xff\xd8\xff":
-            return _jpeg(data)
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
-            width, height, bits = struct.unpack_from(">IIB", data, 16)
-            return _header("png", width, height, bits)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data)
-    except struct.error:  # the header is cut off
-        pass
-    return None
-
-
-def _header(kind: Literal["jpeg", "png", "webp"], width: int, height: int, bits: int = 8) -> Header | None:
-    if width < 1 or height < 1:
-        return None
-    return Header(format=kind, width=width, height=height, bits=bits)
-
-
-def _jpeg(data: bytes) -> Header | None:
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # no length follows
-            position += 2
-        elif marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return _header("jpeg", width, height)
-        elif marker in (0xD9, 0xDA):  # end of image, or its data, without a frame
-            return None
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return None
-
-
-def _webp(data: bytes) -> Header | None:
-    chunk = data[12:16]
-    if chunk == b"VP8X":  # canvas size minus one, 24 bits each
-        width = int.from_bytes(data[24:27], "little") + 1
-        height = int.from_bytes(data[27:30], "little") + 1
-        return _header("webp", width, height) if len(data) >= 30 else None
-    if chunk == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return _header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-    if chunk == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return _header("webp", width & 0x3FFF, height & 0x3FFF)
-    return None
 
 
 class Processor:
@@ -161,22 +124,20 @@ class Processor:
 
     def __init__(self, options: ImageOptions) -> None:
         self.options = options
-        self._resizer = _make_resizer(options)
+        _prepare_decoder()
+        self._exact = ExactResizer(options) if options.resizer == "img2dataset" else None
         self._large = threading.Lock()
 
-    def __call__(self, body: bytes) -> Picture:
-        """Judges and resizes one downloaded body."""
-        refused, header = self._judge(body)
-        if refused is not None or header is None:
-            return refused or Picture(reason="not_an_image", message="not an image")
-        large = header.width * header.height > LARGE_PIXELS
-        with self._large if large else contextlib.nullcontext():
-            data, width, height, original_width, original_height, error = self._resizer(
-                io.BytesIO(_eight_bits(body) if header.bits == 16 else body)
-            )
-        if error is not None:
-            reason = _RESIZER_REASONS.get(error, "damaged")
-            return Picture(reason=reason, message=error if reason != "damaged" else "cannot be decoded")
+    def __call__(self, body: bytes, *, expected_hash: str | None = None) -> Picture:
+        """Judges and resizes one downloaded body; `expected_hash` is what verify_hash's column says of it."""
+        try:
+            self._verify_hash(body, expected_hash)
+            header = self._judge(body)
+            large = header.width * header.height > LARGE_PIXELS
+            with self._large if large else contextlib.nullcontext():
+                data, (width, height), (original_width, original_height) = self._make(body, header)
+        except RefusedError as refused:
+            return Picture(reason=refused.reason, message=str(refused))
         return Picture(
             data=data,
             width=width,
@@ -184,58 +145,70 @@ class Processor:
             original_width=original_width,
             original_height=original_height,
             sha256=hashlib.sha256(body).hexdigest(),
+            exif=tags_json(exif_block(body, header.format)) if self.options.extract_exif else None,
         )
 
-    def _judge(self, body: bytes) -> tuple[Picture | None, Header | None]:
-        """(the refusal or None, the header), from the header alone."""
+    def _verify_hash(self, body: bytes, expected: str | None) -> None:
+        if self.options.verify_hash is None:
+            return
+        kind = self.options.verify_hash[1]
+        found = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+        if expected is None:
+            raise RefusedError("hash_mismatch", f"the list has no {kind}")
+        if found != str(expected).strip().lower():
+            raise RefusedError("hash_mismatch", f"another {kind} than the list says")
+
+    def _judge(self, body: bytes) -> Header:
+        """The header, if what it says is allowed; nothing is decoded. Raises RefusedError."""
         options = self.options
         header = read_header(body)
         if header is None:
-            return Picture(reason="not_an_image", message="neither JPEG nor PNG nor WebP"), None
+            raise RefusedError("not_an_image", name_format(body))
         longer, shorter = max(header.width, header.height), min(header.width, header.height)
         if len(body) < options.min_bytes:
-            return Picture(reason="small_file", message=f"fewer than {options.min_bytes} bytes"), header
+            raise RefusedError("small_file", f"fewer than {options.min_bytes} bytes")
         if header.width * header.height > options.max_pixels:
-            return Picture(reason="too_many_pixels", message="image area too large"), header
+            raise RefusedError("too_many_pixels", "image area too large")
         if shorter < options.min_image_size:
-            return Picture(reason="too_small", message="image too small"), header
+            raise RefusedError("too_small", "image too small")
         if options.max_aspect_ratio is not None and longer / shorter > options.max_aspect_ratio:
-            return Picture(reason="aspect_ratio", message="aspect ratio too large"), header
-        return None, header
+            raise RefusedError("aspect_ratio", "aspect ratio too large")
+        return header
+
+    def _make(self, body: bytes, header: Header) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
+        """(the file to store, its width and height, those of the original). Raises RefusedError."""
+        options = self.options
+        whole = prove_whole(body, header)
+        stored = (header.width, header.height)
+        if options.disable_all_reencoding:
+            decode(whole, header, shrink=8)  # which reads all of the data
+            return body, stored, stored
+        if self._exact is not None:
+            data, size, original = self._exact(whole, bits=header.bits)
+            return (body if data == whole else data), size, original
+        turn = orientation(exif_block(body, header.format))
+        size = stored if turn < 5 else (stored[1], stored[0])
+        final = final_size(options, *size)
+        if final == size and turn == 1 and self._may_keep(whole, header):
+            decode(whole, header, shrink=8)
+            return body, size, size
+        shrink = reduction(options, *size, turned=turn > 1) if header.format == "jpeg" else 1
+        image = decode(whole, header, turn=turn, shrink=shrink)
+        return encode(resize(image, options, size, shrink=shrink), options), final, size
+
+    def _may_keep(self, whole: bytes, header: Header) -> bool:
+        """Whether a picture that needs no resizing and no turning needs nothing else either."""
+        as_wanted = header.format == (
+            "jpeg" if self.options.encode_format == "jpg" else self.options.encode_format
+        )
+        plain = header.bits <= 8 and not header.animated and not has_alpha(whole, header)
+        return self.options.skip_reencode and as_wanted and plain and not is_cmyk(header)
 
 
-def _eight_bits(body: bytes) -> bytes:
-    """A 16-bit picture in 8 bits: the Resizer would cut it off at 255 of 65,535, to plain white."""
-    import cv2
-    import numpy as np
-
-    image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None or image.dtype != np.uint16:
-        return body  # damaged: the Resizer says so
-    return cv2.imencode(".png", np.right_shift(image, 8).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])[
-        1
-    ].tobytes()
-
-
-def _make_resizer(options: ImageOptions) -> Any:
-    """img2dataset's Resizer, fit for threads. Imported here: it takes seconds, and only workers need it."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its version
-    # The decoder's own cap, should a file's header and its data disagree; read when cv2 is first loaded.
+def _prepare_decoder() -> None:
+    # OpenCV's own cap, should a file's header and its data disagree; read when it is first loaded.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
     import cv2
-    from img2dataset import resizer
 
-    cv2.setNumThreads(1)
-    # It points the process's stdout and stderr at /dev/null around each picture; with several threads the
-    # last one to finish puts /dev/null back for good.
-    resizer.SuppressStdoutStderr = contextlib.nullcontext
-    return resizer.Resizer(
-        image_size=options.image_size,
-        resize_mode=options.resize_mode,
-        resize_only_if_bigger=options.resize_only_if_bigger,
-        encode_quality=options.quality,
-        encode_format=options.encode_format,
-        min_image_size=options.min_image_size,
-        max_image_area=options.max_pixels,
-        max_aspect_ratio=options.max_aspect_ratio if options.max_aspect_ratio is not None else float("inf"),
-    )
+    cv2.setNumThreads(1)  # workers are as many as the CPUs
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged pictures have a reason
