@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.shards.reader import MAX_MEMBER_BYTES, Sample, iter_samples
 from pipeline.shards.writer import ShardWriter
@@ -44,6 +48,34 @@ def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
         members = tar.getmembers()
     assert [m.name for m in members[:3]] == [f"000000000000.{s}" for s in ("jpg", "json", "txt")]
     assert {(m.mtime, m.mode, m.uname) for m in members} == {(0, 0o644, "pairmill")}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(r"[0-9a-z_]{1,64}", fullmatch=True),
+            st.dictionaries(
+                st.from_regex(r"[0-9a-z]{1,16}(\.[0-9a-z]{1,16})?", fullmatch=True),
+                st.binary(max_size=3000),
+                min_size=1,
+                max_size=4,
+            ),
+        ),
+        max_size=6,
+        unique_by=lambda sample: sample[0],
+    )
+)
+def test_the_bytes_are_those_of_webdatasets_writer(samples: list[tuple[str, dict[str, bytes]]]) -> None:
+    theirs = io.BytesIO()
+    with webdataset.TarWriter(
+        theirs, user="pairmill", group="pairmill", mode=0o644, mtime=0, encoder=False
+    ) as tar:
+        for key, members in samples:
+            tar.write({"__key__": key, **members})
+    with tempfile.TemporaryDirectory() as folder:
+        ours = write(Path(folder) / "a.tar", [Sample(key, members) for key, members in samples])
+    assert ours == theirs.getvalue()
 
 
 @pytest.mark.parametrize(
