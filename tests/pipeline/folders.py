@@ -118,6 +118,15 @@ class FixedColumns(Stage):
         return Output(parts={".parquet": table}, counts=Counts(len(table), len(table)))
 
 
+class FixedCandidates(FixedColumns):
+    """A stand-in for discover: commits given tables as parts."""
+
+    prefix = "part-"
+
+    def __init__(self, parts: dict[int, pa.Table]) -> None:
+        super().__init__(parts, "discover")
+
+
 def run_here(stage: Stage, output: Path | str, *, overwrite: bool = False) -> Counts:
     """Plans, runs and commits in this process what the runner would on Ray; the counts of what was run."""
     total = Counts()
@@ -141,6 +150,18 @@ def write_tar(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def make_images(folder: Path, shards: dict[int, list[dict[str, Any]]]) -> Path:
     run_here(FixedImages(shards), folder, overwrite=True)
+    return folder
+
+
+def make_candidates(folder: Path, parts: dict[int, list[tuple[str | None, str | None]]]) -> Path:
+    """parts: number -> (url, caption) of each candidate."""
+    tables = {}
+    for number, pairs in parts.items():
+        urls, captions = [p[0] for p in pairs], [p[1] for p in pairs]
+        facts = {"url": pa.array(urls, pa.string()), "caption": pa.array(captions, pa.string())}
+        pages = pa.array([f"http://page.example/{number}/{i}" for i in range(len(pairs))])
+        tables[number] = pa.table({**facts, "page_url": pages, "position": pa.array(range(len(pairs)))})
+    run_here(FixedCandidates(tables), folder, overwrite=True)
     return folder
 
 

@@ -93,9 +93,25 @@ def read_where(url: str, column: str, low: Any, high: Any, *, names: Sequence[st
     Raises:
         InputError: the file is missing or damaged.
     """
-    condition = (pc.field(column) >= low) & (pc.field(column) <= high)
     try:
         with storage.open_read(url) as stream:
-            return pq.read_table(stream, filters=condition, columns=names)
+            file = pq.ParquetFile(stream, pre_buffer=True)
+            at = file.schema_arrow.get_field_index(column)
+            # by hand: for a few rows of each of thousands of files, Arrow's datasets take half as long again
+            groups = [
+                group
+                for group in range(file.metadata.num_row_groups)
+                if _overlaps(file.metadata.row_group(group).column(at).statistics, low, high)
+            ]
+            wanted = None if names is None else list(dict.fromkeys([*names, column]))
+            table = file.read_row_groups(groups, wanted)
+        inside = pc.and_(pc.greater_equal(table[column], low), pc.less_equal(table[column], high))
+        return table.filter(inside).select(names or table.column_names)
     except (FileNotFoundError, pa.ArrowException) as error:
         raise InputError(f"{url}: not a readable parquet ({error}); run dedup again") from error
+
+
+def _overlaps(statistics: Any, low: Any, high: Any) -> bool:
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return statistics.min <= high and statistics.max >= low
