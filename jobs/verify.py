@@ -86,7 +86,7 @@ class _Check:
         redo = {damage.unit for damage in report.damaged}
         before = self._contents(redo)
         if saved.verb == "crawl" and redo:
-            self._say(f"{len(redo)} units will be fetched again; pictures that the web has lost are lost")
+            self._say(self._told_of_fetching(saved, redo))
         summary = run_stage(saved.stage, self.folder, saved.options, redo=redo)
         report_failed(saved.verb, self.folder, summary)
         if summary.exit_code:
@@ -108,6 +108,14 @@ class _Check:
             return EXIT_DONE
         self._show(left)
         return EXIT_FAILED
+
+    def _told_of_fetching(self, saved: Saved, redo: Collection[int]) -> str:
+        sources = {u.number: u.source for u in manifest.read_units(self.folder)}
+        rows = sum(stop - start for start, stop in (sources[n]["rows"] for n in redo if n in sources))
+        what = f"{len(redo)} units ({rows:,} rows) will be"
+        if saved.config.local_pictures:
+            return f"{what} read from the folder of pictures again"
+        return f"{what} fetched from the web again; pictures that it has lost since are lost"
 
     def _contents(self, units: Collection[int]) -> dict[int, str]:
         done = manifest.list_done(self.folder)

@@ -94,7 +94,7 @@ def list_folder(output: str) -> Listing:
             void.add(int(stem))
         elif stem.isdigit() and rest.endswith(".json") and "-" in rest:
             digest, _, content = rest.removesuffix(".json").partition("-")
-            url = storage.join(folder, name)
+            url = f"{folder}/{name}"
             loose.append(Done(number=int(stem), digest=digest, content=content, url=url))
     loose.sort(key=lambda d: d.number)
     return Listing(loose=loose, void=void, compacted=dict(compacted_))
@@ -122,7 +122,7 @@ def standing_rows(output: str, listing: Listing) -> list[Done]:
             number=row.number,
             digest=row.digest,
             content=row.content,
-            url=storage.join(folder, f"{shard_name(row.number)}.{row.digest}-{row.content}.json"),
+            url=f"{folder}/{shard_name(row.number)}.{row.digest}-{row.content}.json",
             compacted=row.url,
         )
         for row in rows

@@ -24,6 +24,10 @@ from pipeline.settings import semantic_config
 Payload: TypeAlias = "pa.Table | Path | bytes | dict[str, Any]"
 
 
+#: json.dumps(..., sort_keys=True), which would make an encoder each time
+_SORTED = json.JSONEncoder(sort_keys=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """One input of a unit: where it is, and a mark of its content (not of its place)."""
@@ -119,6 +123,10 @@ class Counts:
         return cls(value["in"], value["out"], value["dropped"])
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(kw_only=True)
 class Output:
     """What one unit became.
@@ -128,12 +136,15 @@ class Output:
     volatile: suffixes whose bytes may differ from run to run (timings); they have no part in the content
         mark that later stages depend on.
     notes: small JSON facts for status and report (bytes fetched, models used).
+    before_manifest: called by the commit when nothing but the unit's manifest is left to write: what must
+        stand before the unit counts as done (the columns of a fused crawl).
     """
 
     parts: dict[str, Payload]
     counts: Counts
     volatile: frozenset[str] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
+    before_manifest: Callable[[], None] = _nothing
 
 
 class Stage(ABC):
@@ -189,13 +200,14 @@ class Stage(ABC):
 
 def digester(stage: Stage) -> Callable[[Unit], str]:
     """`Unit.digest` for many units of one stage: what they share is written out only once."""
-    config = json.dumps(semantic_config(stage.config), sort_keys=True)
+    write = _SORTED.encode
+    config = write(semantic_config(stage.config))
     shared = {"stage": stage.name, "version": stage.version}
 
     def digest(unit: Unit) -> str:
         # one JSON object with sorted keys, of which `config` is the first
         own = {"inputs": [i.fingerprint for i in unit.inputs], "source": unit.source, **shared}
-        text = f'{{"config": {config}, {json.dumps(own, sort_keys=True)[1:]}'
+        text = f'{{"config": {config}, {write(own)[1:]}'
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     return digest
@@ -206,11 +218,11 @@ Piece: TypeAlias = "tuple[Mapping[str, Any], tuple[Input, ...]]"
 
 def append_units(planned: Sequence[Unit], pieces: Sequence[Piece]) -> list[Unit]:
     """Numbers pieces: those planned before keep their number, new ones follow in the order given."""
-    known = {json.dumps(u.source, sort_keys=True): u.number for u in planned}
+    known = {_SORTED.encode(u.source): u.number for u in planned}
     following = max(known.values(), default=-1) + 1
     units = []
     for source, inputs in pieces:
-        mark = json.dumps(source, sort_keys=True)
+        mark = _SORTED.encode(source)
         if mark not in known:
             known[mark] = following
             following += 1

@@ -144,7 +144,7 @@ def test_missing_foreign_parts(copy: Callable[[str], Path]) -> None:
     (folder / "00000.tar").unlink()
     (folder / "00001.parquet").unlink()
     (folder / "00002_stats.json").write_text("{")
-    flip(folder / "00003.parquet", (folder / "00003.parquet").stat().st_size - 40)
+    (folder / "00003.parquet").write_bytes((folder / "00003.parquet").read_bytes()[:-9])
     assert units(verify(str(folder))) == [0, 1, 2, 3]
 
 
