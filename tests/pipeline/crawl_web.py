@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 #: writes what it likes; the connection is closed behind it
 Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -30,6 +33,7 @@ class Web:
     def __init__(self, answers: dict[str, bytes | Script] | None = None) -> None:
         self.answers: dict[str, bytes | Script] = dict(answers or {})
         self.otherwise = reply(404, b"no")
+        self.rules: bytes | None = None  # for robots.txt and tdmrep.json, where it is not `otherwise`
         self.pause = 0.0
         self.port = 0
         self.hits: Counter[str] = Counter()
@@ -62,7 +66,8 @@ class Web:
         try:
             if self.pause:
                 await asyncio.sleep(self.pause)
-            answer = self.answers.get(key, self.otherwise)
+            is_rule = self.rules is not None and path.endswith(("/robots.txt", "/tdmrep.json"))
+            answer = self.answers.get(key, self.rules if is_rule and self.rules else self.otherwise)
             if not isinstance(answer, bytes):
                 await answer(writer)
                 return False
@@ -104,6 +109,47 @@ def running(web: Web) -> Iterator[Web]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a web in another process saw; the same fields as `Web`."""
+
+    hits: Counter[str]
+    most_at_once: Counter[str]
+    connections: int
+
+
+@contextlib.contextmanager
+def apart(otherwise: bytes, *, pause: float = 0.0) -> Iterator[tuple[int, Callable[[], Seen]]]:
+    """A web in a process of its own that answers everything alike, rules of sites with 404: (its port, what
+    it saw so far)."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve_apart, args=(there, otherwise, pause), daemon=True
+    )
+    process.start()
+    port = here.recv()
+
+    def seen() -> Seen:
+        here.send("seen")
+        return here.recv()
+
+    try:
+        yield port, seen
+    finally:
+        here.send("end")
+        process.join(10)
+        process.kill()
+
+
+def _serve_apart(pipe: Any, otherwise: bytes, pause: float) -> None:
+    web = Web()
+    web.otherwise, web.pause, web.rules = otherwise, pause, reply(404)
+    with running(web):
+        pipe.send(web.port)
+        while pipe.recv() == "seen":
+            pipe.send(Seen(hits=web.hits, most_at_once=web.most_at_once, connections=web.connections))
 
 
 async def loopback(host: str) -> list[str]:

@@ -11,7 +11,6 @@ import asyncio
 import socket
 import ssl
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -87,7 +86,6 @@ class Client:
     def __init__(self, config: FetchConfig, figures: FetchFigures, *, lookup: Lookup | None = None) -> None:
         self.config, self.figures = config, figures
         self.gate = Gate(config.allow_private)
-        self._warm: OrderedDict[str, float] = OrderedDict()
         self._usual = self._limits(config.total_timeout)
         tls = ssl.create_default_context()
         if config.ca_file:
@@ -96,6 +94,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 figures,
+                idle_hosts=config.concurrency,
                 resolver=self.resolver,
                 socket_factory=self.gate.socket,
                 use_dns_cache=False,  # the resolver caches, and checks on the way out
@@ -154,11 +153,10 @@ class Client:
             FetchError: there is no whole answer.
         """
         limits = self._usual if seconds == self.config.total_timeout else self._limits(seconds)
-        headers = None if self._keeps(url) else {"Connection": "close"}
         self.figures.requests += 1
         began = time.monotonic()
         try:
-            response = await self._session.get(url, headers=headers, allow_redirects=False, timeout=limits)
+            response = await self._session.get(url, allow_redirects=False, timeout=limits)
             try:
                 first_byte = time.monotonic() - began
                 status = response.status
@@ -205,27 +203,14 @@ class Client:
             sock_read=min(seconds, self.config.read_timeout),
         )
 
-    def _keeps(self, url: URL) -> bool:
-        """Whether to keep the connection for the next request: descriptors are few, so hosts take turns."""
-        host, now = url.raw_authority, time.monotonic()
-        while self._warm:
-            oldest, used = next(iter(self._warm.items()))
-            if used > now - KEEP_ALIVE_S:
-                break
-            del self._warm[oldest]
-        if host not in self._warm and len(self._warm) >= self.config.concurrency:
-            return False
-        self._warm[host] = now
-        self._warm.move_to_end(host)
-        return True
-
 
 class _Connector(aiohttp.TCPConnector):
-    """Counts the connections that are opened, and their time."""
+    """Counts the connections that are opened, and their time; keeps idle ones to so many hosts and no more:
+    descriptors are few, and a list has thousands of hosts."""
 
-    def __init__(self, figures: FetchFigures, **options: Any) -> None:
+    def __init__(self, figures: FetchFigures, *, idle_hosts: int, **options: Any) -> None:
         super().__init__(**options)
-        self._figures = figures
+        self._figures, self._idle_hosts = figures, idle_hosts
 
     async def _create_connection(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         began = time.monotonic()
@@ -233,6 +218,13 @@ class _Connector(aiohttp.TCPConnector):
         self._figures.connections += 1
         self._figures.connect_seconds += time.monotonic() - began
         return connection
+
+    def _release(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        super()._release(*args, **options)
+        while len(self._conns) > self._idle_hosts:
+            longest = next(iter(self._conns))  # a host moves to the end when its last connection is taken
+            for connection, _ in self._conns.pop(longest):
+                connection.close()
 
 
 def user_agent(contact: str) -> str:
