@@ -152,9 +152,8 @@ from pipeline.stages.dedup import DedupConfig, dedup_stages
 folder, output, buckets, wanted = sys.argv[1:]
 # not getrusage, which counts the process that this one was forked from
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-[(stage, place)] = [
-    (s, p) for s, p in dedup_stages(DedupConfig(input=folder, buckets=int(buckets)), output) if s.name == wanted
-]
+stages = dedup_stages(DedupConfig(input=folder, buckets=int(buckets)), output)
+[(stage, place)] = [(s, p) for s, p in stages if s.name == wanted]
 todo = make_plan(stage, place).todo
 before, kept = peak(), 0
 stage.start()
