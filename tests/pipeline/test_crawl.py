@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -16,10 +18,12 @@ import pytest
 
 from pipeline import manifest
 from pipeline.commit import run_and_commit
+from pipeline.errors import ConfigError
 from pipeline.runner import run_stage
 from pipeline.shards.format import sample_uid
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Output, Stage, Unit
+from pipeline.stages.crawl.config import ColumnOptions
 from pipeline.stages.crawl.stage import CrawlConfig, CrawlStage, FetchConfig
 from tests.pipeline.crawl_server import Site, picture, serving
 
@@ -216,6 +220,27 @@ def test_a_folder_of_pictures_with_a_caption_file(tmp_path: Path, site: Site) ->
     assert without[0]["counts"]["dropped"] == {"no_url": 4}, "no local path without the option"
 
 
+def test_the_hashes_of_a_list_are_verified(tmp_path: Path, site: Site) -> None:
+    hashes = [hashlib.sha256(picture(i)).hexdigest() for i in range(3)] + [None]
+    hashes[1] = hashes[0]
+    table = pa.table(
+        {
+            "url": [site.url(f"/picture/{i}.jpg") for i in range(4)],
+            "text": ["a", "b", "c", "d"],
+            "sha256": hashes,
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    wanted = config(tmp_path / "list.parquet", site, verify_hash=["sha256", "sha256"])
+    [record] = crawl(wanted, tmp_path / "images")
+    assert record["counts"] == {"in": 4, "out": 2, "dropped": {"hash_mismatch": 2}}
+    rows = pq.read_table(tmp_path / "images" / "00000000.parquet").to_pylist()
+    assert [r["status"] for r in rows] == ["success", "failed_to_download", "success", "failed_to_download"]
+    for wrong in ({"verify_hash": ["md5", "md5"]}, {"columns": ColumnOptions(carry=[])}):
+        with pytest.raises(ConfigError, match=r"md5|carry"):
+            crawl(dataclasses.replace(wanted, **wrong), tmp_path / "other")
+
+
 READ_BACK = """
 import sys, img2dataset
 if __name__ == "__main__":
@@ -230,10 +255,11 @@ if __name__ == "__main__":
 @pytest.mark.prove
 @pytest.mark.prove_ci
 def test_img2dataset_takes_our_parquet_as_its_list(tmp_path: Path, site: Site) -> None:
-    """And makes the same pictures of it."""
+    """And makes the same pictures of it as the crawl does with img2dataset's Resizer."""
     urls = [site.url(f"/picture/{i}.jpg") for i in range(8)] + [site.url("/missing.jpg")]
     pq.write_table(pa.table({"url": urls, "text": [f"c{i}" for i in range(9)]}), tmp_path / "list.parquet")
-    crawl(config(tmp_path / "list.parquet", site), tmp_path / "images")
+    exactly = {"resizer": "img2dataset", "skip_reencode": False}
+    crawl(config(tmp_path / "list.parquet", site, **exactly), tmp_path / "images")
     (tmp_path / "read_back.py").write_text(READ_BACK)
     theirs = tmp_path / "theirs"
     command = [sys.executable, str(tmp_path / "read_back.py")]

@@ -15,9 +15,7 @@ from pipeline.shards.format import sample_uid
 from pipeline.shards.reader import Sample
 from pipeline.tombstones import empty_rows, taken_rows
 
-if (
-    TYPE_CHECKING
-):  # the client and the decoders take seconds to import; the columns are asked for without them
+if TYPE_CHECKING:  # these take seconds to import, and the names of the columns are asked for without them
     from pipeline.stages.crawl.fetch import Fetched
     from pipeline.stages.crawl.images import Picture
 
@@ -67,7 +65,7 @@ def make_fate(
     """Puts together what the fetcher and the image processor say."""
     failed = fetched if fetched.reason is not None or picture is None else picture
     status = "success"
-    if fetched.body is None:
+    if fetched.body is None or failed.reason == "hash_mismatch":  # as img2dataset counts it
         status = "failed_to_download"
     elif failed.reason is not None:
         status = "failed_to_resize"
@@ -81,7 +79,7 @@ def make_fate(
         "height": picture.height if picture else None,
         "original_width": picture.original_width if picture else None,
         "original_height": picture.original_height if picture else None,
-        "exif": None,
+        "exif": picture.exif if picture else None,
         "sha256": picture.sha256 if picture else None,
         "reason": failed.reason,
         "http_status": fetched.http_status,
@@ -131,8 +129,10 @@ def make_table(fates: Sequence[Fate], carried: pa.Table) -> pa.Table:
     return empty_rows(table, taken_rows(table)).combine_chunks()
 
 
-def make_stats(fates: Sequence[Fate], *, began: float, ended: float) -> dict[str, Any]:
-    """img2dataset's statistics; times in seconds since 1970."""
+def make_stats(
+    fates: Sequence[Fate], *, began: float, ended: float, figures: Mapping[str, float | int]
+) -> dict[str, Any]:
+    """img2dataset's statistics, times in seconds since 1970; then what the fetching cost (`FetchFigures`)."""
     status = Counter(f.row["status"] for f in fates)
     return {
         "count": len(fates),
@@ -143,4 +143,5 @@ def make_stats(fates: Sequence[Fate], *, began: float, ended: float) -> dict[str
         "start_time": began,
         "end_time": ended,
         "status_dict": dict(Counter(f.row["error_message"] or "success" for f in fates)),
+        **figures,
     }

@@ -150,6 +150,7 @@ def _count(file: ListFile, config: CrawlConfig) -> int:
         rows = reader.count()
         if rows:
             choose_columns(reader.names(), config.columns, file.name, local=config.local_pictures is not None)
+            _check_hash(reader.names(), config, file.name)
     except InputError as error:
         raise ConfigError(str(error)) from error
     return rows
@@ -195,6 +196,22 @@ def _choose(names: Sequence[str], asked: str | None, common: Sequence[str]) -> s
     return next((lower[c] for c in common if c in lower), None)
 
 
+def carried_name(column: str) -> str:
+    """What a column of the list is called where it is carried along."""
+    return f"source_{column}" if column.lower() in WRITTEN else column
+
+
+def _check_hash(names: Sequence[str], config: CrawlConfig, where: str) -> None:
+    """Raises ConfigError unless the column of verify_hash is there and carried along."""
+    if config.verify_hash is None:
+        return
+    column = config.verify_hash[0]
+    if column not in names:
+        raise ConfigError(f"{where}: verify_hash names {column!r}, which is not among {', '.join(names)}")
+    if config.columns.carry is not None and column not in config.columns.carry:
+        raise ConfigError(f"verify_hash needs {column!r}; add it to columns.carry")
+
+
 def split_columns(table: pa.Table, columns: ColumnOptions, where: str, *, local: bool) -> Rows:
     """Tells the columns of a piece apart."""
     url, caption = choose_columns(table.column_names, columns, where, local=local)
@@ -206,6 +223,7 @@ def split_columns(table: pa.Table, columns: ColumnOptions, where: str, *, local:
         if missing:
             raise ConfigError(f"{where}: columns.carry names {', '.join(missing)}, which the list has not")
         others = [n for n in others if n in columns.carry]
-    renamed = [f"source_{n}" if n.lower() in WRITTEN else n for n in others]
-    carried = table.select(others).rename_columns(renamed).replace_schema_metadata(None)
+    carried = (
+        table.select(others).rename_columns([carried_name(n) for n in others]).replace_schema_metadata(None)
+    )
     return Rows(urls=urls, captions=captions, carried=carried)

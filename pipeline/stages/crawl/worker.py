@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipeline import tombstones
@@ -19,7 +20,7 @@ from pipeline.stages.crawl.local import LocalPictures
 from pipeline.stages.crawl.ordered import OrderedShard
 from pipeline.stages.crawl.resolve import Lookup
 from pipeline.stages.crawl.rows import NOT_ASKED, Fate, make_fate, make_sample
-from pipeline.stages.crawl.sources import Rows
+from pipeline.stages.crawl.sources import Rows, carried_name
 from pipeline.stages.crawl.spread import over_hosts
 from pipeline.stages.crawl.taken import TAKEN, refuse_taken
 from pipeline.tombstones import Tombstones
@@ -35,6 +36,7 @@ class Crawler:
     def __init__(self, config: CrawlConfig, *, lookup: Lookup | None = None) -> None:
         self.config = config
         self._process = Processor(config)
+        self._hash_column = carried_name(config.verify_hash[0]) if config.verify_hash else None
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._loop = _event_loop()
         self._local: LocalPictures | None = None
@@ -71,7 +73,8 @@ class Crawler:
 
         async def one(position: int) -> None:
             fetched = await self._fetch(rows.urls[position])
-            picture = await self._decode(fetched)
+            expected = carried[position].get(self._hash_column) if self._hash_column else None
+            picture = await self._decode(fetched, expected)
             if picture is not None and stones.matches(sha256=picture.sha256):
                 fetched, picture = TAKEN, None
             settle(position, fetched, picture)
@@ -108,10 +111,11 @@ class Crawler:
             return await self._loop.run_in_executor(self._threads, self._local.read, url)
         return await self._fetcher.fetch(url)
 
-    async def _decode(self, fetched: Fetched) -> Picture | None:
+    async def _decode(self, fetched: Fetched, expected_hash: str | None) -> Picture | None:
         if fetched.body is None:
             return None
-        return await self._loop.run_in_executor(self._threads, self._process, fetched.body)
+        process = partial(self._process, fetched.body, expected_hash=expected_hash)
+        return await self._loop.run_in_executor(self._threads, process)
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
