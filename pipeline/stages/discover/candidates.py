@@ -17,6 +17,7 @@ from pipeline import rules
 from pipeline.stage import Counts
 from pipeline.stages.discover import html, wat
 from pipeline.stages.discover.addresses import Base
+from pipeline.stages.discover.blocked import BlockedDomains
 from pipeline.stages.discover.html import Page
 from pipeline.stages.discover.response import read_html
 from pipeline.stages.discover.text import clean_text
@@ -46,8 +47,17 @@ class Candidates:
         notes: records, pages, pages with pictures, bytes of the pages, malformed records (skipped).
     """
 
-    def __init__(self, archive: str, preset: rules.Preset) -> None:
+    def __init__(
+        self,
+        archive: str,
+        preset: rules.Preset,
+        *,
+        blocked: BlockedDomains | None = None,
+        block_pages: bool = False,
+    ) -> None:
         self.archive = archive
+        self._blocked = blocked or None  # an empty list costs nothing
+        self._blocks_pages = block_pages
         self.counts = Counts()
         self.notes: Counter[str] = Counter(records=0, pages=0, pages_with_images=0, bytes=0, malformed=0)
         found = preset.rules_for("discover")
@@ -120,6 +130,9 @@ class Candidates:
         return html.read_page(body.data, html.find_charset(body.data, body.charset))
 
     def _add_page(self, page: Page, page_url: str, offset: int) -> None:
+        if self._blocked and self._blocks_pages and self._blocked.blocks(page_url):
+            self.counts.drop("blocked_domain", page.total)
+            return
         base, dropped = Base(page_url, page.base_href), self.counts.dropped
         kept: dict[tuple[str, str], int] = {}  # (url, caption): position
         for position, (written, alt) in enumerate(page.links):
@@ -137,6 +150,8 @@ class Candidates:
                     kept[url, caption] = position
         self.counts.taken += len(page.links)
         self.counts.kept += len(kept)
+        if page.total > len(page.links):
+            self.counts.drop("too_many_links", page.total - len(page.links))
         self._pairs += [(url, caption, position) for (url, caption), position in kept.items()]
         self._pages.append((page_url, offset, len(kept)))
 
@@ -148,6 +163,8 @@ class Candidates:
         url, fault = base.address(written)
         if fault:
             return url, fault
+        if self._blocked and self._blocked.blocks(url):
+            return url, "blocked_domain"
         for reason, keeps in self._url_rules:
             if not keeps(url):
                 return url, reason

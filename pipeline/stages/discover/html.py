@@ -23,6 +23,8 @@ _DESCRIPTOR = re.compile(r"(\d+(?:\.\d+)?)([wx])")
 _UNFIT_TYPES = ("image/svg+xml", "image/avif", "image/jxl", "image/heic", "image/gif")
 #: how many elements before an image are looked at, so that a hostile page costs no more than an honest one
 MAX_SOURCES = 16
+#: no honest page has more pictures; a made-up one could hold a million in one record
+MAX_LINKS = 20_000
 
 
 #: a picture as the page writes it: (URL not yet joined, alt text not cleaned), each None where there is none
@@ -30,10 +32,12 @@ Link: TypeAlias = "tuple[str | None, str | None]"
 
 
 class Page(NamedTuple):
-    """What a page has to say: its `<base href>`, and its pictures in order of the document."""
+    """What a page has to say: its `<base href>`, its first `MAX_LINKS` pictures in order of the document, and
+    how many there are in all."""
 
     base_href: str | None
     links: list[Link]
+    total: int
 
 
 def may_have_images(body: bytes) -> bool:
@@ -73,11 +77,12 @@ def read_page(body: bytes, charset: str) -> Page:
     # decoded here: resiliparse takes the whole page for cp1252 when one byte of its UTF-8 is wrong
     document = HTMLTree.parse(body.decode(charset, "replace").removeprefix("\ufeff")).document
     if document is None:
-        return Page(None, [])
+        return Page(None, [], 0)
     base = document.query_selector("base[href]")
     # values(), for the collection itself asks the whole document anew at each step of a loop over it
-    links = [_read_image(image) for image in document.query_selector_all("img").values()]
-    return Page(base.getattr("href") if base is not None else None, links)
+    images = document.query_selector_all("img").values()
+    links = [_read_image(image) for image in images[:MAX_LINKS]]
+    return Page(base.getattr("href") if base is not None else None, links, len(images))
 
 
 def _read_image(image: ElementNode) -> Link:

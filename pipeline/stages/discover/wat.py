@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.stages.discover.html import Link, Page
+from pipeline.stages.discover.html import MAX_LINKS, Link, Page
 
 #: how an image entry begins: no white space, the path first. None of these patterns can match inside a string
 #: value, where each quote has a backslash before it. (A long pattern is found faster than a short one.)
@@ -48,8 +48,8 @@ def read_page(payload: bytes) -> Page | None:
     # the head of the page stands before its links or behind them, never between two of them
     if _BASE in before or _BASE in pieces[-1]:
         return _read_whole(payload)
-    links = _read_entries(pieces)
-    return _read_whole(payload) if links is None else Page(None, links)
+    links = _read_entries(pieces[:MAX_LINKS])
+    return _read_whole(payload) if links is None else Page(None, links, len(pieces))
 
 
 def _read_entries(pieces: list[bytes]) -> list[Link] | None:
@@ -70,10 +70,10 @@ def _read_whole(payload: bytes) -> Page:
     try:
         html = record["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
         base = html.get("Head", {}).get("Base")
-        links = _links([x for x in html.get("Links", []) if x.get("path") == "IMG@/src"])
+        images = [x for x in html.get("Links", []) if x.get("path") == "IMG@/src"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no WAT record of a page: {error!r}") from error
-    return Page(base if isinstance(base, str) else None, links)
+    return Page(base if isinstance(base, str) else None, _links(images[:MAX_LINKS]), len(images))
 
 
 def _parse(payload: bytes) -> Any:
