@@ -70,12 +70,14 @@ def commit(
     parts = {f"{stem}{suffix}": result.parts[suffix] for suffix in stage.suffixes}
     volatile = {f"{stem}{suffix}" for suffix in result.volatile}
     if stale:
+        result.before_manifest()
         return replace(output, record, parts, stale=stale, volatile=volatile)
     with locks.unit(output, unit.number):
         standing = _committed_meanwhile(output, record)
         if standing is not None:
             return standing
         record["files"] = _write_parts(output, parts, volatile)
+        result.before_manifest()
         manifest.write(output, record)
     return record
 
@@ -86,7 +88,7 @@ def _committed_meanwhile(output: str, record: Mapping[str, Any]) -> dict[str, An
     Raises:
         ConfigError: that run made it from something else.
     """
-    for name in _manifests_of(output, record["unit"]):
+    for name in manifests_of(output, record["unit"]):
         if name.split(".")[1].partition("-")[0] != record["digest"]:
             raise ConfigError(
                 f"{output}: another run committed unit {shard_name(record['unit'])} meanwhile, made from "
@@ -96,7 +98,7 @@ def _committed_meanwhile(output: str, record: Mapping[str, Any]) -> dict[str, An
     return None
 
 
-def _manifests_of(output: str, number: int) -> list[str]:
+def manifests_of(output: str, number: int) -> list[str]:
     """The names of the manifests of one unit, those in compacted objects apart."""
     names = storage.list_prefixed(manifest.manifest_folder(output), f"{shard_name(number)}.")
     return [name for name in names if name.endswith(".json")]
@@ -166,7 +168,7 @@ def _complete(output: str, pending: str) -> bool:
         return True
     record = intent["manifest"]
     expected = {*intent["stale"], manifest.file_name(record)}
-    current = set(_manifests_of(output, record["unit"])) <= expected
+    current = set(manifests_of(output, record["unit"])) <= expected
     if current:
         for name in intent["stale"]:
             # Until the new manifest stands the unit counts as not done: never an old one over new parts.
@@ -188,6 +190,13 @@ def _write_parts(folder: str, parts: Mapping[str, Payload], volatile: Collection
         if name in volatile:
             files[name]["volatile"] = True
     return files
+
+
+def checksum(payload: Payload) -> str:
+    """The sha256 of a part, as hex digits, before it is written."""
+    if isinstance(payload, Path):
+        return storage.sha256_file(payload)
+    return hashlib.sha256(encode(payload)).hexdigest()
 
 
 def _write_part(url: str, payload: Payload) -> dict[str, Any]:

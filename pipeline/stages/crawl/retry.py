@@ -80,6 +80,7 @@ class RetryStage(CrawlStage):
             positions = choose(table, Predicate(self.where)).positions
             asked = table.take(pa.array(positions, pa.int64()))
             fetched, new_tar = self._crawler.crawl(asked["key"].to_pylist(), _rows_of(asked), scratch)
+            figures = self._crawler.take_figures()
             fates = _put_in_place(table, positions, fetched)
             tar = _merge(old_tar, new_tar, scratch / "merged.tar")
         counts = Counts()
@@ -91,13 +92,14 @@ class RetryStage(CrawlStage):
             "where": self.where,
             "asked": len(positions),
             "got": got,
+            "fetch": figures,
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         }
         return Output(
             parts={
                 ".tar": tar,
                 ".parquet": make_table(fates, _carried(table)),
-                "_stats.json": make_stats(fates, began=began, ended=time.time()),
+                "_stats.json": make_stats(fates, began=began, ended=time.time(), figures=figures),
             },
             counts=counts,
             volatile=frozenset({"_stats.json"}),

@@ -79,6 +79,7 @@ class CrawlStage(Stage):
         rows = self._rows(unit)
         keys = [sample_key(unit.number, position) for position in range(len(rows.urls))]
         fates, tar = self._crawler.crawl(keys, rows, scratch)
+        figures = self._crawler.take_figures()
         counts = Counts()
         for fate in fates:
             if fate.reason is None:
@@ -89,13 +90,14 @@ class CrawlStage(Stage):
             parts={
                 ".tar": tar,
                 ".parquet": make_table(fates, rows.carried),
-                "_stats.json": make_stats(fates, began=began, ended=time.time()),
+                "_stats.json": make_stats(fates, began=began, ended=time.time(), figures=figures),
             },
             counts=counts,
             volatile=frozenset({"_stats.json"}),
             notes={
                 "bytes": sum(f.row["bytes"] or 0 for f in fates),
                 "attempts": sum(f.attempts for f in fates),
+                "fetch": figures,
             },
         )
 

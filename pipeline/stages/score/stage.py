@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.predicate import NOT_SELECTED, Predicate
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
-from pipeline.stage import Counts, Output, Resources, Stage, Unit
+from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
 from pipeline.stages.score.clip import Clip
 from pipeline.stages.score.config import ScoreConfig
 from pipeline.stages.score.kind import Judge, Kind, Row
@@ -59,11 +59,17 @@ class ScoreStage(Stage):
         self.kind.check(config)
         self.where = Predicate(config.where) if config.where is not None else None
         self._judge: Judge | None = None
+        self._found: tuple[Input, ...] | None = None
 
     @property
     def _name(self) -> str:
         assert self.config.name is not None
         return self.config.name
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that it writes beside `key`."""
+        return self.kind.schema(self._name)
 
     @property
     def resources(self) -> Resources:
@@ -85,7 +91,6 @@ class ScoreStage(Stage):
                 f"input {self.config.input!r} holds candidates, and kind {self.config.kind!r} looks at "
                 "pictures; crawl them first, and score the crawl's output"
             )
-        shared = self.kind.inputs(self.config)
         if of_candidates:
             found, source = candidates.parts(self.config.input), "part"
         else:
@@ -95,13 +100,23 @@ class ScoreStage(Stage):
             Unit(
                 number=s.number,
                 source={source: s.number},
-                inputs=(s.input, *shared, *(folder.shard(s.number) for folder in folders)),
+                inputs=(s.input, *self._shared(), *(folder.shard(s.number) for folder in folders)),
             )
             for s in found
         ]
         if self.where is not None:
             self.where.check(self._schema(units[0]))
         return units
+
+    def unit_over(self, number: int, shard: Input) -> Unit:
+        """The unit over one shard of images that is not in its folder yet (`pipeline.fused`)."""
+        return Unit(number=number, source={"shard": number}, inputs=(shard, *self._shared()))
+
+    def _shared(self) -> tuple[Input, ...]:
+        """What all units depend on, found once: it may be the hash of a large model."""
+        if self._found is None:
+            self._found = self.kind.inputs(self.config)
+        return self._found
 
     def _schema(self, unit: Unit) -> pa.Schema:
         url = unit.inputs[0].url
