@@ -91,6 +91,12 @@ def is_busy(output: str, number: int) -> bool:
     return bool(_others(folder(output), f"{shard_name(number)}.", mine="", matters=lambda _: True))
 
 
+def sweep(output: str) -> None:
+    """Removes the locks of owners that are gone; nothing waits for that."""
+    storage.sweep_temporary(folder(output))
+    _others(folder(output), "", mine="", matters=lambda _: False)
+
+
 def folder(output: str) -> str:
     return storage.join(output, manifest.BOOKS, "locks")
 

@@ -47,6 +47,8 @@ def run_stage(
     progress = Progress(stage.name, len(plan.units), first=plan.done)
     if plan.todo:
         _work(stage, output, options, plan, summary, progress)
+    else:
+        locks.sweep(output)  # a run that was killed after its last unit
     whole = task is None and options.limit is None
     if whole and not summary.failed and not summary.stopped:
         stage.finish(output)
@@ -61,7 +63,7 @@ def _work(
     made_from = {"stage": stage.name, "version": stage.version, "config": semantic_config(stage.config)}
     try:
         with locks.run(output, made_from) as lock:
-            storage.sweep_temporary(output)
+            sweep(output)
             session.use_token()
             # Importing Ray takes longer than planning a finished stage.
             from pipeline import execution
@@ -73,6 +75,16 @@ def _work(
             f"{output}: another run is at work here ({error}) and makes something else: {difference}. "
             "Wait for it or stop it, or choose another --output"
         ) from error
+
+
+def sweep(output: str) -> None:
+    """Removes what killed writes left in an output folder more than an hour ago."""
+    books = storage.join(output, manifest.BOOKS)
+    quarantine = storage.join(books, "quarantine")
+    local = storage.is_local(output)  # on an object store one look is for all that lies below
+    for folder in (output, books, manifest.manifest_folder(output), quarantine) if local else (output,):
+        storage.sweep_temporary(folder)
+    locks.sweep(output)
 
 
 def _exit_code(summary: Summary, options: RunOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -25,8 +26,8 @@ __all__ = ["BadConfig", "BadStage", "run_stage"]
 @dataclass(frozen=True, kw_only=True)
 class BadConfig:
     """mode: unit number (or `start`) -> what happens. log: file that notes what was begun. seconds: a unit
-    sleeps up to so long, at random. size: bytes of one sample; salt: makes the bytes others. shuffled: the
-    units are planned in another order."""
+    sleeps up to so long, at random. size: bytes of one sample; salt: makes the bytes others, volatile_salt in
+    every run."""
 
     units: int = operational(6)
     mode: dict[str, str] = operational(factory=dict)
@@ -80,9 +81,11 @@ class BadStage(Stage):
             os._exit(1)
         if mode == "fail":
             raise OSError("this does not work")
+        if mode == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if mode == "hang":
             time.sleep(600)
         if mode == "hold":  # C code that does not let go of the lock, for hours
             re.match(r"(a+)+b", "a" * 60)
         if mode == "busy":  # C code that lets go of it
-            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 1 << 31)
+            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2**31 - 1)

@@ -35,9 +35,9 @@ _table: dict[str, Line] = {}
 class Figures:
     """Collects what the runs of a proof came to."""
 
-    def note(self, proof: str, damage: Damage, seconds: float) -> None:
+    def note(self, proof: str, damage: Damage, seconds: float, *, runs: int = 1) -> None:
         line = _table.setdefault(proof, Line())
-        line.runs += 1
+        line.runs += runs
         line.seconds += seconds
         line.damage.add(damage)
 

@@ -20,7 +20,8 @@ import pytest
 from pipeline import manifest
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
-from tests.prove.checks import compare
+from tests.prove.checks import Damage, compare
+from tests.prove.commit_victim import an_hour_later
 from tests.prove.conftest import Figures
 from tests.prove.world import STAGES, UNITS, World
 
@@ -81,6 +82,7 @@ def test_the_command_is_killed(
 ) -> None:
     rng = random.Random(f"{name} {seed}")
     done = _run_and_kill(undisturbed, name, output, after=rng.randrange(UNITS), later=rng.uniform(0.0, 0.3))
+    an_hour_later(Path(output))
     again = run_stage(undisturbed.stage(name), output, RunOptions(workers=1))
     assert again.exit_code == 0
     # a worker whose driver is gone may still commit the unit that it has
@@ -134,6 +136,4 @@ def test_nothing_of_a_killed_command_stays_alive(undisturbed: World, output: str
     assert {p.name() for p in alive if p.is_running()} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
     _, alive = psutil.wait_procs(alive, timeout=60)
     assert not alive
-    from tests.prove.checks import Damage
-
     figures.note("processes of a killed command", Damage(left=len(alive)), time.monotonic() - began)
