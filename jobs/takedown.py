@@ -146,7 +146,10 @@ def render(report: Report, *, dry_run: bool, shown: int | None) -> str:
     ]
     if shown is not None and len(rows) > shown:
         lines.append(f"... and {len(rows) - shown:,} more")
-    lines += [_line(folder, dry_run=dry_run) for folder in report.folders]
+    for folder in report.folders:
+        # the folders of dedup's inner stages are told of where something was done in them
+        if folder.gone or folder.relinked or not storage.basename(folder.url).startswith("_"):
+            lines.append(_line(folder, dry_run=dry_run))
     if dry_run:
         lines.append("dry run: nothing was written")
         return "\n".join(lines)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline import candidates, columns, commit, manifest, scratch, storage
 from pipeline.manifest import Done
+from pipeline.shards.format import ROW_DIGITS
 from pipeline.stage import Counts, Payload, digest_of
 from pipeline.stages.pack.finish import shard_facts
 from pipeline.takedown import parts
@@ -94,10 +95,10 @@ def rewrite_unit(job: UnitJob, lineage: Lineage, *, dry_run: bool) -> Outcome:
     record = manifest.read(job.standing[-1])
     found = job.found or NOTHING
     followed = lineage.follow(record["inputs"])
-    keys = _keys_to_go(job, record, found, followed.keys)
+    positional = job.kind == CANDIDATES or (job.kind == COLUMNS and followed.positional)
+    keys = _keys_to_go(job, record, found, followed.keys, positional=positional)
     outcome = Outcome(number=job.number, gone=_tell(job, found, keys), names=tuple(record["files"]))
     outcome.was = tuple(former_marks(record, job.standing))
-    positional = job.kind == CANDIDATES or (job.kind == COLUMNS and followed.positional)
     gone = frozenset({*found.keys, *found.before})
     if job.kind in (COLUMNS, SHARDS):  # keys of candidates are not those of the images made from them
         gone |= followed.keys
@@ -120,7 +121,7 @@ def rewrite_unit(job: UnitJob, lineage: Lineage, *, dry_run: bool) -> Outcome:
 
 
 def _keys_to_go(
-    job: UnitJob, record: Mapping[str, Any], found: Found, inherited: Collection[str]
+    job: UnitJob, record: Mapping[str, Any], found: Found, inherited: Collection[str], *, positional: bool
 ) -> frozenset[str]:
     """The keys of the rows that the unit has and is to lose."""
     if job.kind in (CANDIDATES, IMAGES) or not inherited:
@@ -129,19 +130,29 @@ def _keys_to_go(
     for name in record["files"]:
         if name.endswith(".parquet"):
             table = columns.read_parquet(storage.join(job.folder, name))
-            there |= _keys_with_content(table)
+            there |= _keys_in(table, positional=positional)
     return frozenset({*found.keys, *(there & set(inherited))})
 
 
-def _keys_with_content(table: pa.Table) -> set[str]:
-    """Keys of rows that say anything: those over candidates stay when they were emptied."""
+def _keys_in(table: pa.Table, *, positional: bool) -> set[str]:
+    """The keys of a table; over candidates only of rows that say anything, as emptied ones stay."""
     if "key" not in table.column_names:
         return set()
-    others = [name for name in table.column_names if name != "key"]
-    empty = pa.repeat(pa.scalar(bool(others)), len(table))
-    for name in others:
-        empty = pc.and_(empty, pc.is_null(table[name]).combine_chunks())
-    return set(table["key"].filter(pc.invert(empty)).to_pylist())
+    if not (positional and _one_row_each(table)):
+        return set(table["key"].to_pylist())
+    said = pa.repeat(pa.scalar(False), len(table))
+    for name in table.column_names:
+        if name != "key":
+            said = pc.or_(said, pc.is_valid(table[name]).combine_chunks())
+    return set(table["key"].filter(said).to_pylist())
+
+
+def _one_row_each(table: pa.Table) -> bool:
+    """Whether a table has one row for each candidate of its part, in their order."""
+    if not len(table):
+        return True
+    part = int(table["key"][0].as_py()[:-ROW_DIGITS])
+    return bool(table["key"].combine_chunks().equals(candidates.keys(part, 0, len(table))))
 
 
 def _tell(job: UnitJob, found: Found, keys: Collection[str]) -> list[Gone]:
@@ -166,6 +177,7 @@ def _new_record(
         "digest": digest_of(**made_from, fingerprints=[i["fingerprint"] for i in inputs]),
         "counts": new.counts.to_json(),
         "notes": {**record["notes"], **new.notes, "takedown": takedown},
+        "finished": takedown["time"],
     }
 
 
@@ -220,7 +232,8 @@ def _rewrite_columns(unit: Unit) -> Rewritten:
         taken = parts.rows_with(table, unit.keys)
         rows = pc.sum(taken).as_py() or 0
         if rows:
-            table = empty_rows(table, taken) if unit.positional else table.filter(pc.invert(taken))
+            stay = unit.positional and _one_row_each(table)
+            table = empty_rows(table, taken) if stay else table.filter(pc.invert(taken))
             made[name] = parts.encode_table(table, row_group)
             lost = max(lost, min(rows, len(unit.keys)))
     counts = unit.counts if unit.positional else parts.fewer_counts(unit.counts, lost)
