@@ -42,9 +42,11 @@ def exif_block(data: bytes, kind: Format) -> bytes | None:
 
 def orientation(block: bytes | None) -> int:
     """1 to 8 as EXIF counts them; 1, upright, where the block does not say or is broken."""
-    for tag, kind, _, value in _entries(block or b"", None):
+    if block is None:
+        return 1
+    order = "<" if block[:2] == b"II" else ">"
+    for tag, kind, _, value in _entries(block, _first(block, order)):
         if tag == _ORIENTATION and kind in (1, 3, 4):
-            order = "<" if (block or b"")[:2] == b"II" else ">"
             (found,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], value)
             return found if 1 <= found <= 8 else 1
     return 1
@@ -74,14 +76,12 @@ def tags_json(block: bytes | None) -> str | None:
         return None  # broken tags are the rule on the web, and this reader meets them unprepared
 
 
-def _entries(block: bytes, offset: int | None) -> list[tuple[int, int, int, bytes]]:
-    """(tag, type, count, the four bytes of value or offset) of the directory at `offset`; None: the first."""
+def _entries(block: bytes, offset: int) -> list[tuple[int, int, int, bytes]]:
+    """(tag, type, count, the four bytes of value or offset) of the directory at `offset`."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(block[:4])
     if order is None:
         return []
     try:
-        if offset is None:
-            (offset,) = struct.unpack_from(order + "I", block, 4)
         (count,) = struct.unpack_from(order + "H", block, offset)
         count = min(count, (len(block) - offset - 2) // 12)
         return [struct.unpack_from(order + "HHI4s", block, offset + 2 + 12 * i) for i in range(count)]
@@ -92,10 +92,10 @@ def _entries(block: bytes, offset: int | None) -> list[tuple[int, int, int, byte
 def _claimed_bytes(block: bytes) -> int:
     """Bytes of the values of all tags in reach; each directory once, so that cycles end."""
     order = "<" if block[:2] == b"II" else ">"
-    total, seen = 0, set[int | None]()
-    waiting: list[int | None] = [None]
-    while waiting:
-        at = waiting.pop()
+    total, seen = 0, {0}
+    waiting = [(_first(block, order), True)]
+    while waiting and total <= MAX_BYTES:
+        at, chained = waiting.pop()
         if at in seen:
             continue
         seen.add(at)
@@ -103,12 +103,13 @@ def _claimed_bytes(block: bytes) -> int:
         for tag, kind, count, value in entries:
             total += _SIZES.get(kind, 1) * count
             if tag in _POINTERS:
-                waiting.append(struct.unpack(order + "I", value)[0])
-        if entries:  # the next directory of the chain, the thumbnail's as a rule
-            start = struct.unpack_from(order + "I", block, 4)[0] if at is None else at
-            after = start + 2 + 12 * len(entries)
-            if after + 4 <= len(block):
-                waiting.append(struct.unpack_from(order + "I", block, after)[0])
-        if total > MAX_BYTES:
-            break
+                waiting.append((struct.unpack(order + "I", value)[0], False))
+        after = at + 2 + 12 * len(entries)
+        if chained and entries and after + 4 <= len(block):  # the thumbnail's directory as a rule
+            waiting.append((struct.unpack_from(order + "I", block, after)[0], True))
     return total
+
+
+def _first(block: bytes, order: str) -> int:
+    """Where the first directory is; 0, which is nowhere, where the block is too short to say."""
+    return int(struct.unpack_from(order + "I", block, 4)[0]) if len(block) >= 8 else 0
