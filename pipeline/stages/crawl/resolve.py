@@ -53,6 +53,8 @@ class CheckedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         addresses = await self._addresses(host.lower())
+        if not addresses:
+            raise OSError("the name has no address")
         self.gate.check_addresses(host, port, addresses)
         return [
             ResolveResult(
@@ -96,10 +98,7 @@ class CheckedResolver(AbstractResolver):
 
     async def _system(self, host: str) -> list[str]:
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _getaddrinfo, host)
-        if not found:
-            raise OSError("the name has no address")
-        return found
+        return await loop.run_in_executor(self._threads, _getaddrinfo, host)
 
     async def close(self) -> None:
         for _, task in self._known.values():
