@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import scratch
 from pipeline.errors import StorageFullError
+from pipeline.listings import read_dates_quickly
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ def basename(url: str) -> str:
 
 def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a location, and the path inside it."""
-    return url_to_fs(url)
+    fs, path = url_to_fs(url)
+    read_dates_quickly(fs)
+    return fs, path
 
 
 def absolute(url: str) -> str:
