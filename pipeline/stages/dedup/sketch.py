@@ -91,13 +91,14 @@ class Sketch(Stage):
 
     def _hashes(self, kind: str, rows: pa.Table, tar: str) -> tuple[list[bytes], pa.Array]:
         """The hashes of the rows that have what is compared, and their keys."""
+        if kind != IMAGE:
+            rows = rows.filter(pc.is_valid(rows["url"]))
         keys = rows["key"].combine_chunks()
         if kind == URL_CAPTION:
             pairs = zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-            return [pair_hash(url or "", caption) for url, caption in pairs], keys
+            return [pair_hash(url, caption) for url, caption in pairs], keys
         if kind == URL:
-            given = pc.is_valid(rows["url"]).combine_chunks()
-            return [text_hash(url) for url in rows["url"].to_pylist() if url is not None], keys.filter(given)
+            return [text_hash(url) for url in rows["url"].to_pylist()], keys
         if "sha256" in rows.column_names:
             values = rows["sha256"].to_pylist()
             given = pa.array([bool(value) for value in values], pa.bool_())
