@@ -98,10 +98,13 @@ def _copy_range(source: BinaryIO, target: BinaryIO, start: int, end: int) -> Non
 def image_stats(stats: Mapping[str, Any], table: pa.Table) -> dict[str, Any]:
     """The statistics of an image shard, counted anew from its parquet; times stay."""
     status = Counter(table["status"].to_pylist())
+    told = {"failed_to_download", "failed_to_resize", *(status.keys() & stats.keys())}
+    # a fused crawl counts a status of its own, which may have lost its last row
+    told |= {"below_floor"} & stats.keys()
     return {
         **stats,
         "count": len(table),
-        **{name: status[name] for name in ("failed_to_download", "failed_to_resize")},
+        **{name: status[name] for name in sorted(told)},
         "successes": status["success"],
         "status_dict": dict(Counter(m or "success" for m in table["error_message"].to_pylist())),
     }

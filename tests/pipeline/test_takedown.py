@@ -132,7 +132,7 @@ def test_each_kind_takes_all_of_a_row_and_nothing_else(world: World, case: str) 
 
 
 def assert_only_dedup_looks_again(done: dict[str, int]) -> None:
-    """Its inner stages see all shards at once; what they come to is the same: nothing behind them is redone."""
+    """Its inner stages see all shards at once; they come to the same, and nothing else is redone."""
     assert {name for name, n in done.items() if n} <= {"_resolve", "dedup"}, done
 
 

@@ -23,6 +23,7 @@ from pipeline.stages.crawl.node import NodeFolder
 from pipeline.stages.crawl.origins import MAX_REDIRECTS, Origins
 from pipeline.stages.crawl.resolve import Lookup
 from pipeline.stages.crawl.signals import tag_forbids, tdm_forbids
+from pipeline.tombstones import NONE, TAKEN_DOWN, Tombstones
 
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 RETRIED_REASONS = frozenset({"timeout", "connection", "dns"})
@@ -66,6 +67,7 @@ class Fetcher:
         self.figures = FetchFigures()
         self._directives = frozenset(d.lower() for d in config.opt_out)
         self._names = frozenset(n.lower() for n in (AGENT, *config.agents))
+        self._taken_down = NONE
         self._node = NodeFolder(config.node_folder)
         self.manners = Manners(config, self._node)
         self._client = Client(config, self.figures, lookup=lookup)
@@ -76,9 +78,11 @@ class Fetcher:
         await self._client.close()
         self._node.close()
 
-    def begin(self) -> None:
-        """A new shard begins: its time (`shard_timeout`) runs from now."""
+    def begin(self, *, taken_down: Tombstones = NONE) -> None:
+        """A new shard begins: its time (`shard_timeout`) runs from now, and no redirect leads it to what was
+        taken down."""
         self.manners.begin()
+        self._taken_down = taken_down
 
     def delay(self, host: str) -> float:
         """Seconds that a host (see `host_of`) had better be left alone: for who spreads URLs over hosts."""
@@ -150,6 +154,8 @@ class Fetcher:
             if not location:
                 return self._picture(answer, host)
             current = parse_url(location, base=current)
+            if self._taken_down and self._taken_down.matches(url=str(current)):
+                raise FetchError(TAKEN_DOWN, "taken down", final=True)
             left -= answer.total_s
             if left <= 0:
                 raise FetchError("timeout", "the total time is over")

@@ -94,7 +94,7 @@ class Crawler:
         hosts = ["" if self._local else host_of(url or "") for url in rows.urls]
         asked = [position for position in range(len(hosts)) if position not in fates]
         files = self.config.decode_threads * 2  # at a time, from a folder
-        self._fetcher.begin()
+        self._fetcher.begin(taken_down=stones)
         await over_hosts(
             ((hosts[position], position) for position in asked),
             one,
