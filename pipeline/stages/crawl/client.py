@@ -212,14 +212,14 @@ class _Connector(aiohttp.TCPConnector):
         super().__init__(**options)
         self._figures, self._idle_hosts = figures, idle_hosts
 
-    async def _create_connection(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    async def _create_connection(self, *args: Any, **options: Any) -> Any:
         began = time.monotonic()
         connection = await super()._create_connection(*args, **options)
         self._figures.connections += 1
         self._figures.connect_seconds += time.monotonic() - began
         return connection
 
-    def _release(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+    def _release(self, *args: Any, **options: Any) -> None:
         super()._release(*args, **options)
         while len(self._conns) > self._idle_hosts:
             longest = next(iter(self._conns))  # a host moves to the end when its last connection is taken

@@ -101,6 +101,8 @@ class Manners:
         Raises:
             OutOfTimeError: the shard's time ends before.
         """
+        if self.is_over():
+            raise OutOfTimeError
         host.users += 1
         host.waiting += 1
         try:

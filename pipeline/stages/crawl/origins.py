@@ -169,7 +169,8 @@ class _Rules(Generic[T]):
         from_json: Callable[[dict[str, Any]], T],
     ) -> None:
         self.patience = 60.0
-        self._node, self._kind, self._ask, self._from_json = node, kind, ask, from_json
+        self._node, self._kind, self._ask = node, kind, ask
+        self._from_json: Callable[[dict[str, Any]], T] = from_json
         self._known: OrderedDict[str, _Known[T]] = OrderedDict()
         self._weight = 0
         self._learning: dict[str, asyncio.Task[_Known[T]]] = {}
