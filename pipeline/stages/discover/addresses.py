@@ -1,7 +1,7 @@
 """Makes absolute URLs of what pages write into their attributes, and says which of them are no candidates.
 
-`Base.join` and `url_fault` say what is right, for whatever a page may hold. `Base.address` gives the same, for
-addresses as nearly all pages write them in a fourth of the time; a test holds both against each other.
+`Base.join` and `url_fault` say what is right, for whatever a page may hold. `Base.address` gives the same, in
+a fourth of the time for addresses as nearly all pages write them; a test holds both against each other.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class DiscoverStage(Stage):
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         lists = self.config.block_domains
         marks = blocked.as_inputs([lists] if isinstance(lists, str) else lists)
-        found = archives(self.config.input, self.config.base_url)
+        found = archives(self.config.input, self.config.base_url, self.config.reading)
         return append_units(planned, [({"archive": name}, (mark, *marks)) for name, mark in found])
 
     def start(self) -> None:

@@ -32,6 +32,8 @@ PASSING = frozenset({403, 408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523,
 MAX_WAIT = 120.0
 #: bytes that must arrive before attempts are counted anew; else a drip of bytes would be read for ever
 PROGRESS = 1 << 20
+#: bytes read at a time where nobody says how many
+PIECE = 1 << 20
 #: bytes that object stores are asked for at a time
 BLOCK = 8 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -103,7 +105,7 @@ class ResumedStream:
             InputError: the file was exchanged for another while it was read.
         """
         if size < 0:
-            return b"".join(iter(lambda: self.read(PROGRESS), b""))
+            return b"".join(iter(lambda: self.read(PIECE), b""))
         while True:
             try:
                 if self._connection is None:
@@ -194,7 +196,7 @@ class _Answer:
 
     def _skip(self, size: int) -> None:
         while size > 0:
-            data = self.read(min(size, PROGRESS))
+            data = self.read(min(size, PIECE))
             if not data:
                 raise _PassingError(f"ended {size} bytes before the place where reading had been before")
             size -= len(data)
