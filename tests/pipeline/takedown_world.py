@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline import columns, inputs
 from pipeline.planning import make_plan
 from pipeline.settings import operational
-from pipeline.stage import Counts, Output, Stage, Unit
+from pipeline.stage import Counts, Input, Output, Stage, Unit
 from pipeline.stages.dedup import DedupConfig, dedup_stages
 from pipeline.stages.pack import Pack, PackConfig
 from pipeline.tombstones import with_book
@@ -37,8 +37,10 @@ class Lengths(Stage):
         self.config = config
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        found = inputs.shards(self.config.input, ".tar")
-        return [Unit(number=s.number, source={"shard": s.number}, inputs=(s.input,)) for s in found]
+        return [self.unit_over(s.number, s.input) for s in inputs.shards(self.config.input, ".tar")]
+
+    def unit_over(self, number: int, shard: Input) -> Unit:
+        return Unit(number=number, source={"shard": number}, inputs=(shard,))
 
     def run(self, unit: Unit, scratch: Path) -> Output:
         rows = columns.read_images(unit.inputs[0].url.removesuffix(".tar") + ".parquet").to_pylist()
