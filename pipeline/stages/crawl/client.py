@@ -8,6 +8,7 @@ serves a worker for its whole life: connections, one TLS context, the answers of
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
@@ -33,6 +34,9 @@ DRAINED_BYTES = 16 << 10
 BUFFER_BYTES = 256 << 10
 #: idle connections are kept so long (seconds), to as many hosts as there are requests at a time
 KEEP_ALIVE_S = 15.0
+
+#: errors of this machine: too many open files, no memory
+OUR_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 #: looks at status and headers before the body is read; raises FetchError where it must not be
 Inspect: TypeAlias = "Callable[[int, CIMultiDictProxy[str]], None]"
@@ -170,6 +174,8 @@ class Client:
             finally:
                 response.release()
         except (asyncio.TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            if getattr(error, "errno", None) in OUR_FAULT:
+                raise  # no site is to blame: the unit fails, and is tried again
             raise _named(error) from error
         total = time.monotonic() - began
         return Answer(

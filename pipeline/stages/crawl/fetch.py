@@ -93,7 +93,11 @@ class Fetcher:
         return self.figures.take()
 
     async def fetch(self, url: str) -> Fetched:
-        """Fetches a URL with retries; never raises for what a URL or a server does."""
+        """Fetches a URL with retries; never raises for what a URL or a server does.
+
+        Raises:
+            OSError: this machine has no file descriptors or memory left.
+        """
         attempt = 0
         while True:
             attempt += 1

@@ -7,6 +7,7 @@ shard's bytes depend on what the servers sent and on nothing else.
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,6 +39,7 @@ class Crawler:
         self._process = Processor(config)
         self._hash_column = carried_name(config.verify_hash[0]) if config.verify_hash else None
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        _allow_descriptors(config.fetch.concurrency * (1 + config.fetch.max_per_host) + 256)
         self._loop = _event_loop()
         self._local: LocalPictures | None = None
         if config.local_pictures:
@@ -125,3 +127,11 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _allow_descriptors(count: int) -> None:
+    """Raises this process's limit of open files where it is lower: every connection, busy or idle, is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
