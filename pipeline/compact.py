@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import commit, compacted, manifest, storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import Done, Listing
 
 
@@ -40,7 +40,7 @@ def compact(output: str, *, tell: Callable[[int, int], None] = lambda done, tota
 
     Raises:
         ConfigError: no stage wrote the folder.
-        InputError: a merged object is damaged.
+        InputError: a merged object is damaged, or another compaction is at work.
     """
     if not manifest.is_output(output):
         raise ConfigError(f"{output!r} has no manifests; give output folders of stages")
@@ -69,8 +69,11 @@ def _merge_thousand(
     void = {n for n in listing.void if n // compacted.THOUSAND == thousand}
     entries: dict[tuple[int, str, str], dict[str, Any]] = {}
     here = Listing(loose=list(loose), void=void, compacted={thousand: before})
-    for done in manifest.standing_rows(output, here):
-        entries[done.number, done.digest, done.content] = manifest.read(done)
+    try:
+        for done in manifest.standing_rows(output, here):
+            entries[done.number, done.digest, done.content] = manifest.read(done)
+    except FileNotFoundError as error:
+        raise InputError(f"{output}: another compaction is at work; run again when it has ended") from error
     merged = []
     for done, record in zip(loose, _read_loose(loose), strict=True):
         if record is None:

@@ -33,6 +33,8 @@ from pipeline.stage import Counts, Unit
 BOOKS = "_pairmill"
 #: `00000003.void` beside the manifests: what a compacted object says of unit 3 does not count any more
 VOID = "void"
+#: how often the folder is listed anew when a compaction moves manifests meanwhile
+LISTINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,16 @@ def list_manifests(output: str) -> list[Done]:
 
     A unit has two only while a run replaces it, or when two runs raced on one output.
     """
-    listing = list_folder(output)
-    if not listing.compacted:
-        return listing.loose
-    return sorted([*listing.loose, *standing_rows(output, listing)], key=lambda d: d.number)
+    for attempt in range(LISTINGS):
+        listing = list_folder(output)
+        if not listing.compacted:
+            return listing.loose
+        try:
+            return sorted([*listing.loose, *standing_rows(output, listing)], key=lambda d: d.number)
+        except FileNotFoundError:  # a compaction has merged it into another object since
+            if attempt == LISTINGS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def standing_rows(output: str, listing: Listing) -> list[Done]:
@@ -136,10 +144,24 @@ def list_done(output: str) -> dict[int, Done]:
 
 
 def read(done: Done) -> dict[str, Any]:
-    """The manifest of a committed unit."""
-    if done.compacted is not None:
-        return compacted.read_manifests_cached(done.compacted)[done.number, done.digest, done.content]
-    return json.loads(storage.read_bytes(done.url))
+    """The manifest of a committed unit, also when a compaction has moved it since it was listed.
+
+    Raises:
+        FileNotFoundError: it is not there any more.
+    """
+    mark = (done.number, done.digest, done.content)
+    try:
+        if done.compacted is not None:
+            return compacted.read_manifests_cached(done.compacted)[mark]
+        return json.loads(storage.read_bytes(done.url))
+    except FileNotFoundError:
+        folder = done.url.rpartition("/")[0]
+        for name in storage.list_names(folder):
+            if compacted.thousand_of(name) == done.number // compacted.THOUSAND:
+                found = compacted.read_manifests(f"{folder}/{name}").get(mark)
+                if found is not None:
+                    return found
+        raise
 
 
 def iter_all(output: str) -> Iterator[dict[str, Any]]:
