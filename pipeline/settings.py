@@ -35,10 +35,10 @@ def since(default: Any) -> Any:
 def location(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
     """An operational field that names files or folders: paths, globs or URLs, one or several. Its relative
     paths are made absolute where the configuration is saved, so that it says the same in another folder."""
-    made = {"metadata": {"operational": True, "location": True}}
+    metadata = {"operational": True, "location": True}
     if factory is not None:
-        return field(default_factory=factory, **made)  # type: ignore[call-overload]
-    return field(default=default, **made)
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def semantic_config(config: Any) -> dict[str, Any]:
