@@ -16,13 +16,15 @@ from jobs.saved import load_saved
 from jobs.stages import report_failed
 from pipeline import commit, manifest, storage
 from pipeline.errors import ConfigError
+from pipeline.fused import Fused
+from pipeline.fused_retry import FusedRetry
 from pipeline.predicate import Predicate
 from pipeline.progress import Progress
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
 from pipeline.shards.format import shard_name
+from pipeline.stage import Stage
 from pipeline.stages.crawl.again import survey
-from pipeline.stages.crawl.config import CrawlConfig
 from pipeline.stages.crawl.retry import RetryStage
 from pipeline.stages.crawl.stage import CrawlStage
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     known, overrides = parser.parse_known_args(list(argv))
     images = storage.absolute(known.images)
     where = Predicate(known.where)
-    config, options = _crawl_of(images, overrides)
+    crawl, options = _crawl_of(images, overrides)
     commit.roll_forward(images)
     found = _survey(images, where, options)
     print(_told(found, known.where))
@@ -65,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
         for number, rows in found.asked.items():
             print(f"{shard_name(number)}  {rows:,}")
         return 0
-    return _retry(images, config, known.where, found, options)
+    return _retry(images, crawl, known.where, found, options)
 
 
-def _crawl_of(images: str, overrides: Sequence[str]) -> tuple[CrawlConfig, RunOptions]:
-    """The crawl's config with what the command line changes, and the runner's options.
+def _crawl_of(images: str, overrides: Sequence[str]) -> tuple[CrawlStage | Fused, RunOptions]:
+    """The crawl with what the command line changes of its options, and the runner's options.
 
     Raises:
         ConfigError: the folder is no output of a crawl, or an option is wrong.
@@ -85,12 +87,8 @@ def _crawl_of(images: str, overrides: Sequence[str]) -> tuple[CrawlConfig, RunOp
     saved = load_saved(images, overrides)
     if saved.verb != "crawl":
         raise ConfigError(f"folder {images!r} is output of `pairmill {saved.verb}`; only a crawl has retries")
-    if type(saved.stage) is not CrawlStage:
-        raise ConfigError(
-            f"{images!r} is a fused crawl, whose pictures were judged together: crawl its failures as a list of "
-            "their own instead"
-        )
-    return saved.stage.config, saved.options
+    assert isinstance(saved.stage, CrawlStage | Fused), saved.stage
+    return saved.stage, saved.options
 
 
 def _survey(images: str, where: Predicate, options: RunOptions) -> Survey:
@@ -122,8 +120,8 @@ def _told(found: Survey, where: str) -> str:
     )
 
 
-def _retry(images: str, config: CrawlConfig, where: str, found: Survey, options: RunOptions) -> int:
-    stage = RetryStage(config, images=images, where=where, numbers=list(found.asked))
+def _retry(images: str, crawl: CrawlStage | Fused, where: str, found: Survey, options: RunOptions) -> int:
+    stage = _stage(images, crawl, where, list(found.asked))
     before = _state(images, found.asked)
     summary = run_stage(stage, images, replace(options, limit=None), redo=found.asked.keys())
     report_failed("retry", images, summary)
@@ -138,6 +136,13 @@ def _retry(images: str, config: CrawlConfig, where: str, found: Survey, options:
             "one of these shards are done again"
         )
     return summary.exit_code
+
+
+def _stage(images: str, crawl: CrawlStage | Fused, where: str, numbers: Sequence[int]) -> Stage:
+    if isinstance(crawl, CrawlStage):
+        return RetryStage(crawl.config, images=images, where=where, numbers=numbers)
+    first = RetryStage(crawl.first.config, images=images, where=where, numbers=numbers, made_by=crawl)
+    return FusedRetry(crawl, first=first)
 
 
 def _state(images: str, numbers: Mapping[int, int]) -> dict[int, tuple[str, int]]:

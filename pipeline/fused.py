@@ -14,6 +14,7 @@ This knows neither of the stages, only the stage contract.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
+class Judged:
+    """What a column stage says of one shard."""
+
     column: Column
     output: Output
 
@@ -77,7 +80,7 @@ class Fused(Stage):
         self.name, self.version = first.name, first.version  # type: ignore[misc]
         self.suffixes, self.prefix = first.suffixes, first.prefix  # type: ignore[misc]
         self.config, self.first, self.columns = config, first, tuple(columns)
-        self.floor = Predicate(floor)
+        self.floor, self.schema = Predicate(floor), schema
         self.floor.check(schema)
 
     @property
@@ -87,11 +90,7 @@ class Fused(Stage):
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         """The units of the first stage; what the column stages are made of is one more input for each."""
-        anywhere = Input(url="", fingerprint="")
-        marks = [
-            Input(url=c.stage.name, fingerprint=c.stage.unit_over(0, anywhere).digest(c.stage))
-            for c in self.columns
-        ]
+        marks = self.marks()
         units = [
             Unit(number=u.number, source=u.source, inputs=(*u.inputs, *marks))
             for u in self.first.plan(planned)
@@ -99,6 +98,14 @@ class Fused(Stage):
         for column in self.columns:
             _write_units(column, units)
         return units
+
+    def marks(self) -> list[Input]:
+        """One input for each column stage: all that its units are made of beside the shard."""
+        anywhere = Input(url="", fingerprint="")
+        return [
+            Input(url=c.stage.name, fingerprint=c.stage.unit_over(0, anywhere).digest(c.stage))
+            for c in self.columns
+        ]
 
     def start(self) -> None:
         for stage in (self.first, *(c.stage for c in self.columns)):
@@ -112,32 +119,34 @@ class Fused(Stage):
         own = Unit(
             number=unit.number, source=unit.source, inputs=unit.inputs[: len(unit.inputs) - len(self.columns)]
         )
-        made = self.first.run(own, _folder(scratch, "first"))
-        images, table = _lay_out(made.parts, _folder(scratch, "images"), unit.number)
-        judged = [
-            _Judged(
-                column=c, output=c.stage.run(self._over(c, unit.number, images), _folder(scratch, str(n)))
-            )
-            for n, c in enumerate(self.columns)
-        ]
+        made = self.first.run(own, folder_in(scratch, "first"))
+        images, table = lay_out(made.parts, folder_in(scratch, "images"), unit.number)
+        judged = self.judge(table, images, scratch, unit.number)
         refusals = self._refusals(table, judged)
         sifted = _sift(made, images, table, refusals, self.floor.text)
         content = _content_mark(f"{self.prefix}{shard_name(unit.number)}", sifted)
         sifted.before_manifest = lambda: self._commit_columns(unit.number, content, judged)
         return sifted
 
-    def _over(self, column: Column, number: int, tar: Path) -> Unit:
-        return column.stage.unit_over(number, Input(url=str(tar), fingerprint=""))
+    def judge(self, table: pa.Table, tar: Path, scratch: Path, number: int) -> list[Judged]:
+        """What the column stages say of the pictures in `tar`, beside which N.parquet (`table`) lies."""
+        shard = Input(url=str(tar), fingerprint="")
+        judged = []
+        for position, column in enumerate(self.columns):
+            unit = column.stage.unit_over(number, shard)
+            output = column.stage.run(unit, folder_in(scratch, f"column-{position}"))
+            judged.append(Judged(column=column, output=output))
+        return judged
 
-    def _refusals(self, table: pa.Table, judged: Sequence[_Judged]) -> pa.StringArray:
+    def _refusals(self, table: pa.Table, judged: Sequence[Judged]) -> pa.StringArray:
         """For every row of the images why it leaves the tar now; null where it does not."""
         known = columns.complete_images(columns.normalise(table))
-        joined = columns.join(known, [(j.column.output, _table_of(j.output)) for j in judged])
+        joined = columns.join(known, [(j.column.output, table_of(j.output)) for j in judged])
         pictures = pc.indices_nonzero(pc.fill_null(pc.equal(joined["status"], columns.SUCCESS), False))
         found = self.floor.refusals(joined.take(pictures), BELOW_FLOOR)
         return found.take(pc.index_in(pa.array(range(len(table)), pa.uint64()), value_set=pictures))
 
-    def _commit_columns(self, number: int, content: str, judged: Sequence[_Judged]) -> None:
+    def _commit_columns(self, number: int, content: str, judged: Sequence[Judged]) -> None:
         """The columns of a shard whose manifest will have this content mark."""
         for one in judged:
             shard = Input(url=f"{shard_name(number)}{TAR}", fingerprint=content)
@@ -160,12 +169,12 @@ def _write_units(column: Column, units: Sequence[Unit]) -> None:
         manifest.write_units(column.output, own)
 
 
-def _folder(scratch: Path, name: str) -> Path:
+def folder_in(scratch: Path, name: str) -> Path:
     (scratch / name).mkdir()
     return scratch / name
 
 
-def _lay_out(parts: dict[str, Payload], folder: Path, number: int) -> tuple[Path, pa.Table]:
+def lay_out(parts: dict[str, Payload], folder: Path, number: int) -> tuple[Path, pa.Table]:
     """The shard as an image folder has it, for those who judge it: (its tar, its parquet as a table)."""
     tar, table = parts[TAR], parts[PARQUET]
     if not isinstance(tar, Path) or not isinstance(table, pa.Table):
@@ -174,7 +183,7 @@ def _lay_out(parts: dict[str, Payload], folder: Path, number: int) -> tuple[Path
     return tar.rename(folder / f"{shard_name(number)}{TAR}"), table
 
 
-def _table_of(output: Output) -> pa.Table:
+def table_of(output: Output) -> pa.Table:
     table = output.parts[PARQUET]
     if not isinstance(table, pa.Table):
         raise AssertionError("a column stage gives its column as a table")
@@ -189,16 +198,17 @@ def _sift(made: Output, tar: Path, table: pa.Table, refusals: pa.StringArray, fl
         counts.kept -= 1
         counts.dropped[reason] += 1
     gone = set(table["key"].filter(refused).to_pylist())
+    below = counts.dropped[BELOW_FLOOR] + counts.dropped[f"{BELOW_FLOOR}_null"]
     stats = made.parts[STATS]
     return Output(
         parts={
             TAR: _without(tar, gone) if gone else tar,
             PARQUET: _told(table, refused, refusals, floor),
-            STATS: _less(stats, gone, floor) if isinstance(stats, dict) else stats,
+            STATS: _less(stats, len(gone), below, floor) if isinstance(stats, dict) else stats,
         },
         counts=counts,
         volatile=made.volatile,
-        notes={**made.notes, "below_floor": len(gone)},
+        notes={**made.notes, BELOW_FLOOR: below},
     )
 
 
@@ -214,7 +224,7 @@ def _without(tar: Path, gone: set[str]) -> Path:
 
 def _told(table: pa.Table, refused: pa.BooleanArray, refusals: pa.StringArray, floor: str) -> pa.Table:
     """The rows, those without a picture now with status, reason and message that say so."""
-    news = {"status": BELOW_FLOOR, "reason": refusals, "error_message": f"the floor {floor}"}
+    news = {"status": BELOW_FLOOR, "reason": refusals, "error_message": _message(floor)}
     for name, value in news.items():
         at = table.schema.get_field_index(name)
         column = pc.if_else(refused, value, table[name].combine_chunks())
@@ -222,16 +232,20 @@ def _told(table: pa.Table, refused: pa.BooleanArray, refusals: pa.StringArray, f
     return table
 
 
-def _less(stats: dict[str, Any], gone: set[str], floor: str) -> dict[str, Any]:
-    """img2dataset's statistics, the pictures that left no longer among the successes."""
-    by_message = dict(stats["status_dict"])
-    if gone:
-        by_message["success"] = by_message.get("success", 0) - len(gone)
-        by_message[f"the floor {floor}"] = len(gone)
+def _message(floor: str) -> str:
+    return f"below the floor {floor}"
+
+
+def _less(stats: dict[str, Any], gone: int, below: int, floor: str) -> dict[str, Any]:
+    """img2dataset's statistics, the pictures that left now no longer among the successes; `below` with those
+    that had left before."""
+    by_message = Counter(stats["status_dict"])
+    by_message["success"] -= gone
+    by_message[_message(floor)] += gone
     return {
         **stats,
-        "successes": stats["successes"] - len(gone),
-        BELOW_FLOOR: len(gone),
+        "successes": stats["successes"] - gone,
+        BELOW_FLOOR: below,
         "status_dict": {message: n for message, n in by_message.items() if n},
     }
 

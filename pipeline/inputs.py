@@ -7,11 +7,14 @@ img2dataset's, from a listing (size and change mark).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline import manifest, storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.shards.format import shard_name
 from pipeline.stage import Input
 
@@ -73,6 +76,26 @@ def _foreign(folder: str, suffix: str, prefix: str) -> list[Shard]:
         shard = Shard(number=int(stem), input=Input(url=info.url, fingerprint=file_fingerprint(info)))
         found[int(stem)] = shard
     return [found[number] for number in sorted(found)]
+
+
+@contextmanager
+def checked(folder: str, name: str, record: Mapping[str, Any]) -> Iterator[Path]:
+    """A part of a committed unit as a local path, once its bytes are those that its manifest (`record`)
+    lists: what is made from a damaged part must not pass for good.
+
+    Raises:
+        InputError: it is missing, or has other bytes.
+    """
+    url, facts = storage.join(folder, name), record["files"][name]
+    try:
+        with storage.local_copy(url) as path:
+            if path.stat().st_size != facts["size"] or storage.sha256_file(path) != facts["sha256"]:
+                raise InputError(
+                    f"{url}: its bytes are not those of its manifest; run `pairmill verify --fix` first"
+                )
+            yield path
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: the file is missing; run `pairmill verify --fix` first") from error
 
 
 def files(patterns: str | Sequence[str]) -> list[tuple[str, storage.FileInfo]]:

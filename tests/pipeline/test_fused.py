@@ -17,8 +17,11 @@ from jobs.status import collect
 from pipeline import manifest, storage
 from pipeline.commit import run_and_commit
 from pipeline.errors import ConfigError
+from pipeline.fused import Fused
+from pipeline.fused_retry import FusedRetry
 from pipeline.planning import make_plan
 from pipeline.stage import Stage
+from pipeline.stages.crawl.retry import RetryStage
 from pipeline.stages.pack import Pack, PackConfig
 from tests.pipeline.crawl_server import Site, serving
 from tests.pipeline.folders import read_tar, run_here
@@ -283,6 +286,64 @@ def test_mistakes_are_told_before_anything_is_fetched(tmp_path: Path, world: Pat
     assert not site.hits
 
 
+def test_a_retry_judges_what_comes_now_and_keeps_what_was_judged(
+    tmp_path: Path, world: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, limit = site._answer, median(world)
+    scores = scores_of(world / "clip")
+    lost = {row["url"].rpartition("/")[2] for key, row in rows_of(world / "images").items() if key in scores}
+    lost = {name for name in lost if name[0] in "123"}
+
+    async def sick(request: web.Request) -> web.StreamResponse:
+        gone = request.path.startswith("/picture/") and request.path.rpartition("/")[2] in lost
+        return web.Response(status=404) if gone else await original(request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site, "_answer", sick)
+        run_here(fused(world, site, tmp_path), tmp_path / "images")
+    before = scores_of(tmp_path / "clip")
+    assert 0 < len(before) < len(scores)
+    made_by = fused(world, site, tmp_path)
+    assert isinstance(made_by, Fused)
+    where = "http_status = 404 AND url NOT LIKE '%missing%'"
+    first = RetryStage(
+        made_by.first.config,
+        images=str(tmp_path / "images"),
+        where=where,
+        numbers=[0, 1, 2],
+        made_by=made_by,
+    )
+    stage = FusedRetry(made_by, first=first)
+    plan = make_plan(stage, str(tmp_path / "images"), redo={0, 1, 2})
+    stage.start()
+    for unit in plan.todo:
+        run_and_commit(stage, unit, str(tmp_path / "images"), stale=plan.stale[unit.number])
+    stage.close()
+
+    now = scores_of(tmp_path / "clip")
+    assert list(now) == list(scores)
+    assert {k: now[k] for k in before} == before, "to the last bit"
+    for key, score in now.items():
+        assert score == pytest.approx(scores[key], abs=1e-5)
+    above = [key for key, score in scores.items() if score is not None and score >= limit]
+    plain = {k: m for p in sorted((world / "images").glob("*.tar")) for k, m in read_tar(p).items()}
+    pictures = {k: m for p in sorted((tmp_path / "images").glob("*.tar")) for k, m in read_tar(p).items()}
+    assert pictures == {key: plain[key] for key in above}
+    run_here(fused(world, site, tmp_path / "healthy"), tmp_path / "healthy" / "images")
+    assert shards(tmp_path / "images") == shards(tmp_path / "healthy" / "images")
+    for number in range(3):
+        stats = [
+            json.loads((tmp_path / place / f"{number:08d}_stats.json").read_text())
+            for place in ("images", "healthy/images")
+        ]
+        for name in ("count", "successes", "below_floor", "status_dict"):
+            assert stats[0][name] == stats[1][name]
+    assert make_plan(made_by, str(tmp_path / "images")).todo == []
+    score = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
+    ((alone, output),) = built("score", [*score, "--batch_size", "8", "--output", str(tmp_path / "clip")])
+    assert make_plan(alone, output).todo == []
+
+
 @pytest.mark.prove
 @pytest.mark.prove_ci
 def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
@@ -309,4 +370,6 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
     assert cli.main(argv) == 0
     assert cli.main(["score", "--config", str(tmp_path / "clip" / "_pairmill" / "config.yaml")]) == 0
     assert not site.hits
-    assert cli.main(["retry", str(tmp_path / "images"), "--where", "reason = 'timeout'"]) == 2
+    assert cli.main(["retry", str(tmp_path / "images"), "--where", "reason = 'timeout'"]) == 0
+    assert site.hits["/stream/silence"] == 3, "one row, three attempts"
+    assert cli.main(argv) == 0

@@ -21,14 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import columns, manifest, storage
+from pipeline import columns, inputs, manifest, storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.planning import describe_difference
 from pipeline.predicate import Predicate
 from pipeline.shards.format import shard_name
 from pipeline.shards.reader import index_tar, iter_samples
 from pipeline.shards.writer import ShardWriter
-from pipeline.stage import Counts, Input, Output, Unit
+from pipeline.stage import Counts, Input, Output, Stage, Unit
 from pipeline.stages.crawl.again import choose
 from pipeline.stages.crawl.config import CrawlConfig
 from pipeline.stages.crawl.rows import SCHEMA, Fate, make_stats, make_table
@@ -44,11 +44,22 @@ class RetryStage(CrawlStage):
         images: the crawl's output folder, which this stage reads and whose shards it replaces.
         where: predicate over the columns of `images/N.parquet`.
         numbers: the shards to be touched.
+        made_by: the stage that made the folder, where that is more than a crawl; its digests are in the
+            manifests.
     """
 
-    def __init__(self, config: CrawlConfig, *, images: str, where: str, numbers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: CrawlConfig,
+        *,
+        images: str,
+        where: str,
+        numbers: Sequence[int],
+        made_by: Stage | None = None,
+    ) -> None:
         super().__init__(config)
         self.images, self.where, self.numbers = images, where, frozenset(numbers)
+        self.made_by = made_by or self
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         """The units of the crawl as its manifests tell them; inputs are known for those to be touched.
@@ -62,13 +73,13 @@ class RetryStage(CrawlStage):
 
     def _unit(self, unit: Unit, done: manifest.Done) -> Unit:
         record = manifest.read(done)
-        inputs = tuple(Input(url=i["name"], fingerprint=i["fingerprint"]) for i in record["inputs"])
-        unit = Unit(number=unit.number, source=unit.source, inputs=inputs)
-        if unit.digest(self) != done.digest:
+        made_from = tuple(Input(url=i["name"], fingerprint=i["fingerprint"]) for i in record["inputs"])
+        unit = Unit(number=unit.number, source=unit.source, inputs=made_from)
+        if unit.digest(self.made_by) != done.digest:
             raise ConfigError(
                 f"{self.images}: shard {shard_name(unit.number)} was made differently: "
-                f"{'; '.join(describe_difference(self, unit, record))}. A retry may change how URLs are "
-                "fetched (--fetch.total_timeout, --workers), not what is made of them"
+                f"{'; '.join(describe_difference(self.made_by, unit, record))}. A retry may change how URLs "
+                "are fetched (--fetch.total_timeout, --workers), not what is made of them"
             )
         return unit
 
@@ -152,24 +163,12 @@ def _open_shard(images: str, number: int) -> Iterator[tuple[Mapping[str, Any], p
     if done is None:
         raise InputError(f"{name}: the shard has no manifest any more; rerun `pairmill crawl` first")
     record = manifest.read(done)
-    with _checked(f"{name}.tar", record) as tar, _checked(f"{name}.parquet", record) as parquet:
+    stem = shard_name(number)
+    tar_part, parquet_part = (inputs.checked(images, f"{stem}{s}", record) for s in (".tar", ".parquet"))
+    with tar_part as tar, parquet_part as parquet:
         table = pq.read_table(parquet).replace_schema_metadata(None)
         _check_pictures(table, tar, name)
         yield record, table, tar
-
-
-@contextmanager
-def _checked(url: str, record: Mapping[str, Any]) -> Iterator[Path]:
-    facts = record["files"][storage.basename(url)]
-    try:
-        with storage.local_copy(url) as path:
-            if path.stat().st_size != facts["size"] or storage.sha256_file(path) != facts["sha256"]:
-                raise InputError(
-                    f"{url}: its bytes are not those of its manifest; run `pairmill verify --fix` first"
-                )
-            yield path
-    except FileNotFoundError as error:
-        raise InputError(f"{url}: the file is missing; run `pairmill verify --fix` first") from error
 
 
 def _check_pictures(table: pa.Table, tar: Path, name: str) -> None:
