@@ -28,9 +28,10 @@ from pipeline.stages.crawl.robots import MAX_BYTES, Robots, parse_robots
 from pipeline.stages.crawl.signals import TdmRules, parse_tdmrep
 
 MAX_REDIRECTS = 5
-#: seconds that an answer counts (RFC 9309, 2.4), and that a failure does
+#: seconds that an answer counts (RFC 9309, 2.4), that an error does, and that no answer does
 ANSWER_TTL = 24 * 3600.0
 FAILURE_TTL = 120.0
+SILENCE_TTL = 30.0
 #: what one worker remembers: rules, and so many more for each origin
 REMEMBERED = 400_000
 ORIGIN_WEIGHT = 10
@@ -101,7 +102,7 @@ class Origins:
         except FetchError as error:
             if error.reason == "too_many_redirects":  # RFC 9309, 2.3.1.2: as if there were none
                 return _Known(_soon(ANSWER_TTL), Robots())
-            return _Known(_soon(FAILURE_TTL), None, (error.reason, f"robots.txt: {error.message}"))
+            return _Known(_soon(SILENCE_TTL), None, (error.reason, f"robots.txt: {error.message}"))
         if 200 <= answer.status < 300:
             return _Known(_soon(ANSWER_TTL), parse_robots(_plain(answer), names))
         if 400 <= answer.status < 500 and answer.status != 429:
@@ -113,7 +114,7 @@ class Origins:
         try:
             answer = await self._ask(f"{origin}/.well-known/tdmrep.json")
         except FetchError:
-            return _Known(_soon(FAILURE_TTL), TdmRules())
+            return _Known(_soon(SILENCE_TTL), TdmRules())
         if 200 <= answer.status < 300:
             return _Known(_soon(ANSWER_TTL), parse_tdmrep(_plain(answer)))
         return _Known(_soon(ANSWER_TTL if answer.status < 500 else FAILURE_TTL), TdmRules())
