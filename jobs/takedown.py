@@ -139,21 +139,21 @@ def _entries(known: argparse.Namespace) -> list[Entry]:
 
 def render(report: Report, *, dry_run: bool, shown: int | None) -> str:
     """What was done, as text: rows (at most `shown`), a line for each folder, what to run next."""
-    rows = [(folder, row) for folder, row in report.gone]
+    rows, total = list(report.gone), sum(folder.rows for folder in report.folders)
     lines = [
         f"{folder.url}  {shard_name(row.shard)}  {row.key}  {without_secrets(row.url or '')}".rstrip()
         for folder, row in (rows if shown is None else rows[:shown])
     ]
-    if shown is not None and len(rows) > shown:
-        lines.append(f"... and {len(rows) - shown:,} more")
+    if total > len(lines):
+        lines.append(f"... and {total - len(lines):,} more")
     for folder in report.folders:
         # the folders of dedup's inner stages are told of where something was done in them
-        if folder.gone or folder.relinked or not storage.basename(folder.url).startswith("_"):
+        if folder.rows or folder.relinked or not storage.basename(folder.url).startswith("_"):
             lines.append(_line(folder, dry_run=dry_run))
     if dry_run:
         lines.append("dry run: nothing was written")
         return "\n".join(lines)
-    if not rows:
+    if not total:
         lines.append("nothing was found that had to go")
     known = report.entries - report.new_entries
     lines.append(f"tombstones: {report.new_entries:,} new, {known:,} known before")
@@ -164,19 +164,21 @@ def _line(folder: FolderReport, *, dry_run: bool) -> str:
     would = "would be " if dry_run else ""
     what, done = WHAT[folder.kind].split(" ")
     text = (
-        f"{folder.url}: {len(folder.gone):,} {what} {would}{done}, "
+        f"{folder.url}: {folder.rows:,} {what} {would}{done}, "
         f"{len(folder.rewritten):,} of {folder.shards:,} shards {would}rewritten"
     )
     if folder.relinked:
         text += f", {len(folder.relinked):,} manifests brought up to date"
     if folder.unfinished:
         text += f", files of {len(folder.unfinished):,} unfinished units removed"
+    for name, units in sorted(folder.lacking.items()):
+        text += f"; {units:,} have no column {name}, so nothing is found by it there"
     return text
 
 
 def _hints(report: Report) -> list[str]:
     hints = []
-    if any(f.kind == "columns" and f.gone and storage.basename(f.url) == "_sketch" for f in report.folders):
+    if any(f.kind == "columns" and f.rows and storage.basename(f.url) == "_sketch" for f in report.folders):
         hints.append(
             "rerun dedup: where a removed picture was the one kept of several, another takes its place"
         )
@@ -184,6 +186,11 @@ def _hints(report: Report) -> list[str]:
     if images and not any(f.kind == "columns" for f in report.folders):
         hints.append(
             "columns and shards made from these images: run the same command with --columns, --shards"
+        )
+    if report.busy:
+        hints.append(
+            f"a stage is running over {', '.join(report.busy)}; what it fetched before now may still come in: "
+            "run the same command again when it has ended"
         )
     young = sum(f.leftovers for f in report.folders)
     if young:

@@ -86,6 +86,12 @@ def run(output: str, made_from: Mapping[str, Any], *, patience: float = 3.0) -> 
         yield lock
 
 
+def runs(output: str) -> list[str]:
+    """Who runs a stage over this output folder now, in words."""
+    found = _others(folder(output), "run.", mine="", matters=lambda _: True)
+    return [describe(facts) for facts in found]
+
+
 def is_busy(output: str, number: int) -> bool:
     """Whether somebody writes this unit now."""
     return bool(_others(folder(output), f"{shard_name(number)}.", mine="", matters=lambda _: True))

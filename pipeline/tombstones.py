@@ -190,7 +190,7 @@ def load(places: str | Sequence[str]) -> Tombstones:
         ConfigError: a place does not exist, or an entry cannot be read.
     """
     found: dict[tuple[str, str], Entry] = {}
-    for place in [places] if isinstance(places, str) else places:
+    for place in _places(places):
         for entry in _read_place(place):
             found.setdefault((entry.kind, entry.value), entry)
     return Tombstones(found.values()) if found else NONE
@@ -256,7 +256,11 @@ def read_list(text: str, name: str, *, note: str = "") -> list[Entry]:
 def with_book(config: Any, output: str) -> Any:
     """The config of a stage (a dataclass with a field `tombstones`) made to respect what was taken down from
     the stage's output folder too; a stage does not know where its output lies."""
-    return replace(config, tombstones=[*config.tombstones, book_url(output)])
+    return replace(config, tombstones=[*_places(config.tombstones), book_url(output)])
+
+
+def _places(places: str | Sequence[str]) -> Sequence[str]:
+    return [p for p in ([places] if isinstance(places, str) else places) if p]
 
 
 def append(folder: str, entries: Iterable[Entry]) -> int:

@@ -4,16 +4,15 @@ the order in which they are made from each other.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline import commit, manifest, storage, tombstones
+from pipeline import commit, locks, manifest, storage, tombstones
 from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import Done
 from pipeline.shards.format import shard_name
@@ -21,17 +20,16 @@ from pipeline.stages.pack.finish import write_indexes
 from pipeline.takedown.leftovers import remove_leftovers
 from pipeline.takedown.lineage import Lineage
 from pipeline.takedown.report import Failure, FolderReport, Report
-from pipeline.takedown.search import CANDIDATES, COLUMNS, IMAGES, SHARDS, Found, search_parquet
+from pipeline.takedown.search import CANDIDATES, COLUMNS, IMAGES, NOTHING, SHARDS, search_parquet
 from pipeline.takedown.unit import Outcome, UnitJob, rewrite_unit
 from pipeline.tombstones import Entry, Tombstones
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 #: what one unit may fail of while the others go on
 UNIT_ERRORS = (InputError, OSError, pa.ArrowException)
 #: the name of a candidates' part begins so
 PART = "part-"
+#: units whose results may wait in memory
+AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +108,7 @@ def take_down(
     for folder in books:
         tombstones.load(tombstones.book_url(folder))
     if not dry_run:
+        report.busy = [f"{url} ({who})" for _, url in dict.fromkeys(folders) for who in locks.runs(url)]
         added = [tombstones.append(folder, entries) for folder in books]
         report.new_entries = max(added, default=0)
     with ThreadPoolExecutor(workers) as pool:
@@ -117,7 +116,7 @@ def take_down(
         for kind, url in folders:
             for place in (*_inner_folders(url), url) if kind == COLUMNS else (url,):
                 run.folder(kind, place)
-    report.folders = _merged(report.folders)
+    report.folders = _merged(report.folders, dry_run=dry_run)
     return report
 
 
@@ -150,62 +149,48 @@ class _Run:
         if not self.dry_run:
             commit.roll_forward(url)
         standing = _standing(url)
+        told.shards = len(standing)
         sources = {unit.number: unit.source for unit in manifest.read_units(url)}
-        found = self._search(kind, url, standing, told)
-        jobs = [
-            UnitJob(folder=url, kind=kind, number=number, standing=tuple(standing[number]), found=hits)
-            for number in sorted(standing)
-            if (hits := found.get(number)) or self.lineage.may_concern(number, sources.get(number, {}))
-        ]
-        told.shards, told.searched = len(standing), len(jobs) if kind == COLUMNS else len(standing)
-
-        def work(job: UnitJob) -> Outcome:
-            return rewrite_unit(job, self.lineage, dry_run=self.dry_run)
-
-        for outcome in self._each(jobs, work, url, lambda job: job.number):
-            self._note(told, outcome)
+        changes = []
+        for outcome in self._each(
+            sorted(standing), lambda n: self._unit(kind, url, standing[n], sources.get(n, {})), url
+        ):
+            told.note(outcome)
+            if outcome.change is not None:
+                changes.append(outcome)
+        for outcome in changes:
+            assert outcome.change is not None
+            self.lineage.add(outcome.number, outcome.names, outcome.was, outcome.change)
         if not self.dry_run:
             self._tidy(told, kind, set(standing))
 
-    def _search(
-        self, kind: str, url: str, standing: Mapping[int, Sequence[Done]], told: FolderReport
-    ) -> dict[int, Found]:
-        if kind == COLUMNS:
-            return {}
-        prefix = PART if kind == CANDIDATES else ""
-
-        def look(number: int) -> tuple[int, Found]:
+    def _unit(self, kind: str, url: str, standing: Sequence[Done], source: Mapping[str, Any]) -> Outcome:
+        number = standing[0].number
+        found = NOTHING
+        if kind != COLUMNS:
+            prefix = PART if kind == CANDIDATES else ""
             place = storage.join(url, f"{prefix}{shard_name(number)}.parquet")
-            return number, search_parquet(place, kind, self.stones)
+            found = search_parquet(place, kind, self.stones)
+        if not found and not self.lineage.may_concern(number, source):
+            return Outcome(number=number, lacking=found.lacking)
+        job = UnitJob(folder=url, kind=kind, number=number, standing=tuple(standing), found=found)
+        return rewrite_unit(job, self.lineage, dry_run=self.dry_run)
 
-        return {n: hits for n, hits in self._each(sorted(standing), look, url, lambda n: n) if hits}
+    def _each(self, numbers: Sequence[int], work: Callable[[int], Outcome], url: str) -> Iterator[Outcome]:
+        """What became of the units that could be worked on; the others are failures."""
 
-    def _each(
-        self, items: Sequence[Any], work: Callable[[Any], T], url: str, number: Callable[[Any], int]
-    ) -> Iterator[T]:
-        """The results of the units that could be worked on; the others are failures."""
-
-        def attempt(item: Any) -> T | Failure:
+        def attempt(number: int) -> Outcome | Failure:
             try:
-                return work(item)
+                return work(number)
             except UNIT_ERRORS as error:
-                return Failure(url, number(item), str(error))
+                return Failure(url, number, str(error))
 
-        for start in range(0, len(items), 256):  # so that results of a hundred thousand units do not pile up
-            for result in self.pool.map(attempt, items[start : start + 256]):
+        for start in range(0, len(numbers), AT_ONCE):
+            for result in self.pool.map(attempt, numbers[start : start + AT_ONCE]):
                 if isinstance(result, Failure):
                     self.report.failures.append(result)
                 else:
                     yield result
-
-    def _note(self, told: FolderReport, outcome: Outcome) -> None:
-        told.gone += outcome.gone
-        if outcome.rewritten:
-            told.rewritten.append(outcome.number)
-        elif outcome.relinked:
-            told.relinked.append(outcome.number)
-        if outcome.change is not None:
-            self.lineage.add(outcome.number, outcome.names, outcome.was, outcome.change)
 
     def _tidy(self, told: FolderReport, kind: str, committed: set[int]) -> None:
         """Files of units that were never finished, temporary files, and the indexes of packed shards."""
@@ -224,16 +209,14 @@ def _standing(url: str) -> dict[int, list[Done]]:
     return dict(standing)
 
 
-def _merged(folders: Sequence[FolderReport]) -> list[FolderReport]:
-    """One report a folder, although columns may be gone through twice."""
+def _merged(folders: Sequence[FolderReport], *, dry_run: bool) -> list[FolderReport]:
+    """One report a folder, although columns are gone through several times. A later time of a dry run finds
+    again what the earlier one did."""
     merged: dict[str, FolderReport] = {}
     for told in folders:
-        known = merged.setdefault(told.url, told)
-        if known is told:
-            continue
-        known.gone = list(dict.fromkeys([*known.gone, *told.gone]))
-        known.searched = max(known.searched, told.searched)
-        for name in ("rewritten", "relinked", "unfinished"):
-            setattr(known, name, sorted({*getattr(known, name), *getattr(told, name)}))
-        known.leftovers = max(known.leftovers, told.leftovers)
+        known = merged.get(told.url)
+        if known is None or (dry_run and told.rows >= known.rows):
+            merged[told.url] = told
+        elif not dry_run:
+            known.add(told)
     return list(merged.values())

@@ -18,14 +18,19 @@ CANDIDATES, IMAGES, COLUMNS, SHARDS = "candidates", "images", "columns", "shards
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Rows of one unit: keys (and URLs) that are to go now, and keys that went before and left a trace."""
+    """Rows of one unit: keys (and URLs) that are to go now, and keys that went before and left a trace;
+    columns that were asked for and that it has not."""
 
     keys: tuple[str, ...]
     urls: tuple[str | None, ...]
     before: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.keys or self.before)
+
+
+NOTHING = Found(keys=(), urls=())
 
 
 def search_parquet(url: str, kind: str, stones: Tombstones) -> Found:
@@ -49,11 +54,12 @@ def search_parquet(url: str, kind: str, stones: Tombstones) -> Found:
 def _search(file: pq.ParquetFile, url: str, kind: str, stones: Tombstones) -> Found:
     names = file.schema_arrow.names
     asked = [n for n in stones.columns if n in names]
+    lacking = tuple(n for n in stones.columns if n not in names)
     table = file.read(columns=[*asked, *_traces(kind, names, asked)])
     before = _gone_before(table, kind)
     now = pc.and_(stones.mask(table), pc.invert(before))
     if not pc.any(pc.or_(now, before)).as_py():
-        return Found(keys=(), urls=())
+        return Found(keys=(), urls=(), lacking=lacking)
     if kind == CANDIDATES:
         keys: pa.Array = candidates.keys(candidates.part_number(url), 0, len(table))
     else:
@@ -63,6 +69,7 @@ def _search(file: pq.ParquetFile, url: str, kind: str, stones: Tombstones) -> Fo
         keys=tuple(keys.filter(now).to_pylist()),
         urls=tuple(urls.filter(now).to_pylist()),
         before=tuple(keys.filter(before).to_pylist()),
+        lacking=lacking,
     )
 
 

@@ -19,11 +19,9 @@ from pipeline.stage import Counts, Payload, digest_of
 from pipeline.stages.pack.finish import shard_facts
 from pipeline.takedown import parts
 from pipeline.takedown.lineage import Change, Lineage, former_marks
-from pipeline.takedown.report import Gone
+from pipeline.takedown.report import Gone, Outcome
 from pipeline.takedown.search import CANDIDATES, COLUMNS, IMAGES, SHARDS, Found
 from pipeline.tombstones import empty_rows
-
-NOTHING = Found(keys=(), urls=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +33,7 @@ class UnitJob:
     kind: str
     number: int
     standing: tuple[Done, ...]
-    found: Found | None
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of a unit.
-
-    gone: its rows that went now. rewritten: its files changed. relinked: its manifest did, as what it is made
-    from changed. change: what it means for units made from this one, known there by `names` and `was`.
-    """
-
-    number: int
-    gone: list[Gone] = field(default_factory=list)
-    rewritten: bool = False
-    relinked: bool = False
-    names: tuple[str, ...] = ()
-    was: tuple[str, ...] = ()
-    change: Change | None = None
+    found: Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +74,12 @@ def rewrite_unit(job: UnitJob, lineage: Lineage, *, dry_run: bool) -> Outcome:
         InputError: a file of the unit is missing or damaged.
     """
     record = manifest.read(job.standing[-1])
-    found = job.found or NOTHING
+    found = job.found
     followed = lineage.follow(record["inputs"])
     positional = job.kind == CANDIDATES or (job.kind == COLUMNS and followed.positional)
     keys = _keys_to_go(job, record, found, followed.keys, positional=positional)
     outcome = Outcome(number=job.number, gone=_tell(job, found, keys), names=tuple(record["files"]))
+    outcome.lacking = found.lacking
     outcome.was = tuple(former_marks(record, job.standing))
     gone = frozenset({*found.keys, *found.before})
     if job.kind in (COLUMNS, SHARDS):  # keys of candidates are not those of the images made from them

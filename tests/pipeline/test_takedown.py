@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import webdataset
 
 from jobs.cli import main
-from pipeline import manifest
+from pipeline import locks, manifest
 from pipeline.planning import make_plan
 from pipeline.shards.format import sample_uid
 from pipeline.tombstones import BOOK, load
@@ -21,6 +22,7 @@ from tests.pipeline.folders import read_tar, run_here
 from tests.pipeline.takedown_world import (
     ROWS,
     SHARDS,
+    CountedImages,
     World,
     everything_in,
     keys_in,
@@ -250,7 +252,7 @@ def test_a_shared_list_of_tombstones(world: World, tmp_path: Path) -> None:
     shared = tmp_path / "shared.csv"
     shared.write_text(f"kind,value\ndomain,site0.example\nurl,{ROW['url']}\n")
     words = ["--input", str(world.images), "--output", str(tmp_path / "more"), "--tombstones"]
-    assert main(["pack", *words, str([str(shared)]), "--ray.cpus", "1"]) == 0
+    assert main(["pack", *words, str(shared), "--ray.cpus", "1"]) == 0
     gone = {ROW["key"], *(key_of(0, i) for i in range(ROWS))}
     assert keys_in(tmp_path / "more") == {key_of(s, i) for s, i in all_rows() if i < ROWS - 1} - gone
     assert main(["pack", *words, str([str(tmp_path / "missing")])]) == 2
@@ -267,6 +269,28 @@ def test_tombstones_are_kept(world: World) -> None:
     before = snapshot(*world.folders)
     assert takedown(world, *words) == 0
     assert snapshot(*world.folders) == before
+
+
+def test_verify_finds_nothing_wrong(world: World) -> None:
+    assert takedown(world, "--domain", "site2.example", "--page-domain", "page0.blog.example") == 0
+    assert main(["verify", *(str(folder) for folder in world.folders)]) == 0
+
+
+def test_what_the_search_could_not_see_is_said(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {0: [{k: v for k, v in row.items() if k != "page_url"} for row in rows_of(0)]}
+    images = tmp_path / "bare"
+    stage = CountedImages(rows)
+    run_here(stage, images)
+    path = images / "00000000.parquet"
+    assert pq.read_table(path)["page_url"].null_count == ROWS
+    pq.write_table(pq.read_table(path).drop_columns(["page_url"]), path)
+    with locks.run(str(images), {"stage": "crawl"}):
+        assert main(["takedown", "--images", str(images), "--page-domain", "page1.blog.example"]) == 0
+    told = capsys.readouterr().out
+    assert "1 have no column page_url, so nothing is found by it there" in told
+    assert f"a stage is running over {images} (process {os.getpid()}" in told
 
 
 def test_dry_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:

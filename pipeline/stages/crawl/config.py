@@ -155,7 +155,7 @@ class CrawlConfig(ImageOptions):
     with_columns: list[str] | str = location(factory=list)
     where: str | None = None
     local_pictures: str | None = location(None)
-    tombstones: list[str] = location(factory=list)
+    tombstones: list[str] | str = location(factory=list)
     shard_size: int = MAX_SHARD_SAMPLES
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode_threads: int = operational(2)

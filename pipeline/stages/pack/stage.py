@@ -56,7 +56,7 @@ class PackConfig:
     where: str | None = None
     preset: str | None = None
     uids: str | None = location(None)
-    tombstones: list[str] = location(factory=list)
+    tombstones: list[str] | str = location(factory=list)
     group: int = 4
     seed: int = 0
 
@@ -109,7 +109,8 @@ class Pack(Stage):
 
     def _tombstones(self) -> Tombstones:
         """Raises ConfigError for a place that does not exist, or an entry that cannot be read."""
-        return tombstones.load([tombstones.book_url(self.config.input), *self.config.tombstones])
+        config = tombstones.with_book(self.config, self.config.input)
+        return tombstones.load(config.tombstones)
 
     def start(self) -> None:
         if self.config.uids is not None:
