@@ -24,7 +24,7 @@ JPEG = b"\xff\xd8 a picture, as far as the fetcher is concerned"
 ALL = b"User-agent: *\nDisallow: /\n"
 OURS = b"User-agent: pairmill\nDisallow: /\n"
 RESERVED = json.dumps([{"location": "/", "tdm-reservation": 1}]).encode()
-QUICK = {"connect_timeout": 1.0, "read_timeout": 0.4, "total_timeout": 0.8, "retries": 1, "backoff": 0.01}
+QUICK = {"connect_timeout": 2.0, "read_timeout": 1.0, "total_timeout": 2.0, "retries": 1, "backoff": 0.01}
 TAKEN: tuple[str | None, str | None] = (None, None)
 
 
@@ -35,7 +35,7 @@ def web() -> Iterator[Web]:
 
 
 async def silence(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(3)
+    await asyncio.sleep(8)
 
 
 async def cut(writer: asyncio.StreamWriter) -> None:
@@ -146,7 +146,7 @@ def test_robots_txt(
     assert web.hits[picture] == (2 if expected == TAKEN else 0), "no request after a refusal"
     assert web.hits[f"{host}/robots.txt"] <= (6 if "redirects" in name else 2)
     assert figures["bytes"] < 2 * MAX_BYTES
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 12
 
 
 def tdm(*rules: tuple[str, int]) -> bytes:
