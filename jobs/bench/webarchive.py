@@ -1,8 +1,9 @@
 """A WAT archive of made-up pages in the proportions of Common Crawl's; the same bytes for the same seed.
 
-Each page has three records, as there: of its request, of its response (headers, metas and links of the page) and
-of the crawler's own notes. The proportions are those that one sees in WAT files of 2022 to 2024: some 20 KB of
-JSON a page, most of it `A@/href` links; half of the pictures with an alt text; a third of the addresses relative.
+Each page has three records, as there: of its request, of its response (headers, metas and links of the page)
+and of the crawler's own notes. The proportions are those that one sees in WAT files of 2022 to 2024: some 20
+KB of JSON a page, most of it `A@/href` links; half of the pictures with an alt text; a third of the
+addresses relative.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ TEXTS = (
 
 
 class Facts:
-    """What was put into a file: numbers of things, and bytes of JSON of the pages and of the other records."""
+    """What was put into a file: numbers of things; bytes of JSON of the pages and of the other records."""
 
     def __init__(self) -> None:
         self.of: Counter[str] = Counter()
@@ -75,8 +76,9 @@ class Facts:
         return (
             f"{pages + len(self.others)} records of {pages} pages (request, response, notes), "
             f"{size / 1e6:.1f} MB gzip (a member a record), {json_bytes / 1e6:.1f} MB JSON;\n"
-            f"a page: JSON of {median(self.pages) / 1e3:.1f} kB (median) or {sum(self.pages) / pages / 1e3:.1f} kB "
-            f"(mean), {n['links'] / pages:.0f} A@/href links, {n['images'] / pages:.1f} pictures; "
+            f"a page: JSON of {median(self.pages) / 1e3:.1f} kB (median), "
+            f"{sum(self.pages) / pages / 1e3:.1f} kB (mean), {n['links'] / pages:.0f} A@/href links, "
+            f"{images / pages:.1f} pictures; "
             f"{100 * n['with pictures'] / pages:.0f} % of the pages have pictures, "
             f"{100 * n['base'] / pages:.0f} % a <base>;\n"
             f"{n['images']} pictures: {100 * n['texts'] / images:.0f} % with an alt text, "

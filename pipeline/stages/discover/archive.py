@@ -186,18 +186,19 @@ def _cut(name: str, position: int) -> InputError:
 
 
 def _check_members(source: Source, name: str) -> None:
-    """All gzip members from the last record on must be whole."""
+    """All gzip members from the last record on must be whole, and the records as long as they say."""
     data = source.kept()
     while data.startswith(GZIP_MAGIC):
         inflater = zlib.decompressobj(31)
         try:
-            left = data
+            left, text, size = data, b"", 0
             while left and not inflater.eof:  # piece by piece: a record may be a bomb
-                inflater.decompress(left, WINDOW)
+                piece = inflater.decompress(left, WINDOW)
+                text, size = text or piece, size + len(piece)
                 left = inflater.unconsumed_tail
         except zlib.error as error:
             raise InputError(f"archive {name}: damaged after byte {source.keep_from}: {error}") from error
-        if not inflater.eof:
+        if not inflater.eof or size < (_record_length(text) or 0):
             raise _cut(name, source.position - len(data))
         data = inflater.unused_data
     if data:
