@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stages.crawl.header import Header, jpeg_segments, png_chunks
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 #: a progressive JPEG has about 10 scans; each takes 12 bytes of file, and costs a pass over all pixels
 MAX_SCANS = 100
+#: pixels of all passes that are taken for more than 20 scans: about two seconds
+MAX_SCANNED = 1 << 31
+#: Compressed bytes of a PNG above which it is checked that they do not inflate to far more than its pixels.
+#: A megabyte can become a gigabyte, in two seconds.
+CHECKED_PNG_BYTES = 1 << 20
 #: the chunks of a PNG that the first picture is made of
 _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _EOI = b"\xff\xd9"
@@ -43,9 +49,9 @@ def prove_whole(body: bytes, header: Header) -> bytes:
     if header.problem is not None:
         raise RefusedError("unsupported", header.problem)
     if header.format == "jpeg":
-        _prove_jpeg(body)
+        _prove_jpeg(body, header)
     elif header.format == "png":
-        return _prove_png(body)
+        return _prove_png(body, header)
     return body
 
 
@@ -105,7 +111,7 @@ def _decoded(body: bytes, flags: int) -> Image | None:
         return None
 
 
-def _prove_jpeg(body: bytes) -> None:
+def _prove_jpeg(body: bytes, header: Header) -> None:
     scan = 0
     for marker, _, end in jpeg_segments(body):
         if marker == 0xDA:
@@ -114,12 +120,14 @@ def _prove_jpeg(body: bytes) -> None:
     if scan == 0 or body.rfind(_EOI, scan) < 0:
         raise RefusedError("damaged", "cut short")
     # An FF in the data of a scan is always followed by something else than DA.
-    if body.count(b"\xff\xda", scan) > MAX_SCANS:
-        raise RefusedError("unsupported", f"JPEG of more than {MAX_SCANS} scans")
+    scans = 1 + body.count(b"\xff\xda", scan)
+    if scans > MAX_SCANS or (scans > 20 and scans * header.width * header.height > MAX_SCANNED):
+        raise RefusedError("unsupported", "JPEG of too many scans")
 
 
-def _prove_png(body: bytes) -> bytes:
+def _prove_png(body: bytes, header: Header) -> bytes:
     kept: list[tuple[int, int]] = []
+    data: list[tuple[int, int]] = []
     others = False
     kind = b""
     end = 8
@@ -130,11 +138,39 @@ def _prove_png(body: bytes) -> bytes:
         if zlib.crc32(body[start - 4 : end]) != struct.unpack_from(">I", body, end)[0]:
             raise RefusedError("damaged", "a checksum is wrong")
         kept.append((start - 8, end + 4))
+        if kind == b"IDAT":
+            data.append((start, end))
     if kind != b"IEND":
         raise RefusedError("damaged", "cut short")
+    _prove_png_data(body, data, header)
     if not others:
         return body[: end + 4]
     return body[:8] + b"".join(body[start:stop] for start, stop in kept)
+
+
+def _prove_png_data(body: bytes, data: list[tuple[int, int]], header: Header) -> None:
+    """Raises RefusedError where data becomes far more than the pixels: decoders inflate it to the end."""
+    if sum(end - start for start, end in data) <= CHECKED_PNG_BYTES:
+        return
+    row = header.width * header.channels * header.bits // 8 + 2
+    left = 2 * row * header.height + (1 << 16)  # twice, as interlaced pictures have more and shorter rows
+    inflating = zlib.decompressobj()
+    try:
+        for rest in _steps(body, data):
+            while rest and left > 0:
+                left -= len(inflating.decompress(rest, 1 << 20))
+                rest = inflating.unconsumed_tail
+    except zlib.error as error:
+        raise RefusedError("damaged", "cannot be decoded") from error
+    if left <= 0:
+        raise RefusedError("damaged", "more data than pixels")
+
+
+def _steps(body: bytes, pieces: list[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of the pieces, little by little: what is not consumed at once is copied time and again."""
+    for start, end in pieces:
+        for at in range(start, end, 1 << 16):
+            yield body[at : min(at + (1 << 16), end)]
 
 
 def _ran_dry(body: bytes, image: Image, header: Header, shrink: int) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.stages.crawl.decode import RefusedError
+
 if TYPE_CHECKING:
     from pipeline.stages.crawl.decode import Image
     from pipeline.stages.crawl.images import ImageOptions
@@ -88,7 +90,11 @@ def resize(image: Image, options: ImageOptions, size: tuple[int, int], *, shrink
 
 
 def encode(image: Image, options: ImageOptions) -> bytes:
-    """The file of a picture, in the format and quality of the options."""
+    """The file of a picture, in the format and quality of the options.
+
+    Raises RefusedError (`unsupported`) for sides that the format does not have: over 65,500 pixels in a JPEG,
+    over 16,383 in a WebP.
+    """
     import cv2
 
     setting = {
@@ -96,7 +102,10 @@ def encode(image: Image, options: ImageOptions) -> bytes:
         "png": cv2.IMWRITE_PNG_COMPRESSION,
         "webp": cv2.IMWRITE_WEBP_QUALITY,
     }[options.encode_format]
-    return cv2.imencode(f".{options.encode_format}", image, [setting, options.quality])[1].tobytes()
+    done, data = cv2.imencode(f".{options.encode_format}", image, [setting, options.quality])
+    if not done:
+        raise RefusedError("unsupported", f"a side too long for {options.encode_format}")
+    return data.tobytes()
 
 
 def _scale(image: Image, extent: tuple[float, float], size: tuple[int, int], interpolation: str) -> Image:
