@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.chain import Step, load_chain
-from pipeline import manifest, storage
+from pipeline import commit, manifest, storage
 from pipeline.errors import ConfigError
 from pipeline.stage import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One line of the table."""
+    """One line of the table.
+
+    failed: quarantined units. pending: units whose replacement a crash has interrupted. merged: share of the
+    manifests that `compact` has merged, 0 to 1.
+    """
 
     name: str
     done: int = 0
     total: int = 0
     failed: int = 0
+    pending: int = 0
+    merged: float = 0.0
     counts: Counts | None = None
     remark: str = ""
 
@@ -31,6 +37,8 @@ class State:
             return self.remark
         if not self.total:
             return "not started"
+        if self.pending:
+            return "interrupted"
         if self.done == self.total:
             return "done"
         return "failed units" if self.failed else "partial"
@@ -87,10 +95,18 @@ def training_remark(run: Path) -> str:
 def state_of(name: str, output: str) -> State:
     """The state of one output folder."""
     total = len(manifest.read_units(output))
-    done = {m["unit"]: m for m in manifest.read_all(output)}
+    done = manifest.list_done(output)
     failed = manifest.list_quarantined(output) - done.keys()
-    counts = manifest.total_counts(done.values())
-    return State(name=name, done=len(done), total=total, failed=len(failed), counts=counts)
+    pending = storage.list_folders(commit.pending_folder(output))
+    return State(
+        name=name,
+        done=len(done),
+        total=total,
+        failed=len(failed),
+        pending=sum(storage.exists(storage.join(url, commit.INTENT)) for url in pending),
+        merged=sum(d.compacted is not None for d in done.values()) / (len(done) or 1),
+        counts=manifest.total_counts(manifest.iter_all(output)),
+    )
 
 
 def render(states: Sequence[State]) -> str:
@@ -99,6 +115,8 @@ def render(states: Sequence[State]) -> str:
     for s in states:
         counts = s.counts or Counts()
         reasons = ", ".join(f"{k} {v:,}" for k, v in counts.dropped.most_common(4))
+        reasons += f"  ({s.pending} replacements interrupted: run it again)" if s.pending else ""
+        reasons += f"  ({s.merged:.0%} of the manifests compacted)" if s.merged else ""
         units = f"{s.done}/{s.total}" if s.total else "-"
         numbers = [f"{n:,}" if s.done else "-" for n in (counts.taken, counts.kept)]
         rows.append((s.name, s.word, units, str(s.failed or "-"), *numbers, reasons))

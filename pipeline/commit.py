@@ -88,20 +88,19 @@ def _committed_meanwhile(output: str, record: Mapping[str, Any]) -> dict[str, An
     Raises:
         ConfigError: that run made it from something else.
     """
-    for name in manifests_of(output, record["unit"]):
-        if name.split(".")[1].partition("-")[0] != record["digest"]:
+    for done in manifest.list_unit(output, record["unit"]):
+        if done.digest != record["digest"]:
             raise ConfigError(
                 f"{output}: another run committed unit {shard_name(record['unit'])} meanwhile, made from "
                 "other options or inputs; choose another --output, or pass --overwrite once it has ended"
             )
-        return json.loads(storage.read_bytes(storage.join(manifest.manifest_folder(output), name)))
+        return manifest.read(done)
     return None
 
 
 def manifests_of(output: str, number: int) -> list[str]:
-    """The names of the manifests of one unit, those in compacted objects apart."""
-    names = storage.list_prefixed(manifest.manifest_folder(output), f"{shard_name(number)}.")
-    return [name for name in names if name.endswith(".json")]
+    """The names of the manifests of one unit."""
+    return [storage.basename(done.url) for done in manifest.list_unit(output, number)]
 
 
 def replace(
@@ -179,6 +178,8 @@ def _complete(output: str, pending: str) -> bool:
         manifest.write(output, record)
         manifest.unmark(output, record["unit"])
     storage.remove(storage.join(pending, INTENT), missing_ok=True)
+    for info in storage.list_files(pending):  # of a replacement that came too late
+        storage.remove(info.url, missing_ok=True)
     storage.remove_folder(pending)
     return current
 

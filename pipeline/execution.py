@@ -127,6 +127,8 @@ class Execution:
             return
         while self.pool.idle and self.waiting and self.waiting[0][0] <= time.monotonic():
             _, unit = self.waiting.popleft()
+            if unit.number in self.attempts:
+                self._look_again(unit)
             self.pool.hand(unit, self.plan.stale.get(unit.number, []))
         while self.pool.size < self.most and self.pool.starting + len(self.pool.idle) < len(self.waiting):
             self.pool.add()
@@ -172,7 +174,6 @@ class Execution:
         name = f"{self.stage.name} {shard_name(unit.number)}"
         log.warning("%s attempt %d of %d: %s", name, count, ATTEMPTS, message)
         if count < ATTEMPTS:
-            self._look_again(unit)
             self.waiting.append((time.monotonic() + BACKOFF * 2 ** (count - 1), unit))
             return
         if isinstance(error, StorageFullError):
@@ -184,12 +185,12 @@ class Execution:
         )
 
     def _look_again(self, unit: Unit) -> None:
-        """A worker that died while it replaced a unit may have left that half done: it is finished here, and
-        what the next attempt replaces is what stands now."""
+        """A worker that died while it replaced a unit may have left that half done. It is finished here, now
+        that the worker is gone for good, and what the next attempt replaces is what stands then."""
         if self.plan.stale.get(unit.number):
             commit.roll_forward(self.output)
-            standing = manifest.list_manifests(self.output)
-            self.plan.stale[unit.number] = [done.url for done in standing if done.number == unit.number]
+            standing = manifest.list_unit(self.output, unit.number)
+            self.plan.stale[unit.number] = [done.url for done in standing]
 
     def _write_books(self, url: str, data: bytes) -> None:
         try:

@@ -77,7 +77,7 @@ class _Before:
 
     def __init__(self, column: Column, number: int) -> None:
         """Raises InputError where it says nothing, or its bytes are not those of its manifest."""
-        done = manifest.list_done(column.output).get(number)
+        done = next(iter(manifest.list_unit(column.output, number)), None)
         if done is None:
             raise InputError(
                 f"{column.output}: no shard {shard_name(number)}; crawl it again with --overwrite"

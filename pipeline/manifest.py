@@ -86,8 +86,12 @@ def is_output(folder: str) -> bool:
 def list_folder(output: str) -> Listing:
     """What lies in the folder of manifests."""
     folder = manifest_folder(output)
+    return _told_by(folder, storage.list_names(folder))
+
+
+def _told_by(folder: str, names: Iterable[str]) -> Listing:
     loose, void, compacted_ = [], set(), defaultdict(list)
-    for name in storage.list_names(folder):
+    for name in names:
         stem, _, rest = name.partition(".")
         thousand = compacted.thousand_of(name)
         if thousand is not None:
@@ -118,6 +122,20 @@ def list_manifests(output: str) -> list[Done]:
             if attempt == LISTINGS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def list_unit(output: str, number: int) -> list[Done]:
+    """The manifests of one unit, from two small listings however many units the folder has."""
+    folder = manifest_folder(output)
+    listing = _told_by(folder, storage.list_prefixed(folder, f"{shard_name(number)}."))
+    if listing.loose or listing.void:
+        return listing.loose
+    names = storage.list_prefixed(folder, f"{shard_name(number // compacted.THOUSAND)}-")
+    merged = Listing(loose=[], void=set(), compacted=_told_by(folder, names).compacted)
+    try:
+        return [done for done in standing_rows(output, merged) if done.number == number]
+    except FileNotFoundError:  # a compaction has merged it into another object since
+        return [done for done in list_manifests(output) if done.number == number]
 
 
 def standing_rows(output: str, listing: Listing) -> list[Done]:

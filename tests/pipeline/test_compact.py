@@ -268,3 +268,19 @@ def test_damaged_manifests_are_left_and_damaged_objects_refused(tmp_path: Path) 
         manifest.list_done(folder)
     with pytest.raises(ConfigError, match="no manifests"):
         compact(str(tmp_path / "nothing"))
+
+
+def test_one_unit_is_listed_as_all_are(place: str) -> None:
+    def agree() -> None:
+        every = manifest.list_manifests(place)
+        for number in range(9):
+            assert manifest.list_unit(place, number) == [d for d in every if d.number == number]
+
+    folders.run_here(stage(), place)
+    agree()
+    compact(place)
+    agree()
+    redo(place, 1, factor=3)
+    manifest.withdraw(place, storage.basename(manifest.list_done(place)[5].url))
+    assert [d.number for d in manifest.list_manifests(place)] == [0, 1, 2, 3, 4, 6]
+    agree()

@@ -158,10 +158,12 @@ def _open_shard(images: str, number: int) -> Iterator[tuple[Mapping[str, Any], p
     Raises:
         InputError: a part is missing, or is not what its manifest says.
     """
-    done = manifest.list_done(images).get(number)
+    done = next(iter(manifest.list_unit(images, number)), None)
     name = storage.join(images, shard_name(number))
     if done is None:
-        raise InputError(f"{name}: the shard has no manifest any more; rerun `pairmill crawl` first")
+        raise InputError(
+            f"{name}: the shard has no manifest now: another process replaces it; run the command again"
+        )
     record = manifest.read(done)
     stem = shard_name(number)
     tar_part, parquet_part = (inputs.checked(images, f"{stem}{s}", record) for s in (".tar", ".parquet"))
