@@ -25,6 +25,8 @@ WORDS = {
     "aspect_ratio": "too long and narrow",
     "not_an_image": "not a JPEG, PNG or WebP",
     "opt_out": "opted out",
+    "below_floor": "below the floor",
+    "below_floor_null": "no value for the floor",
 }
 
 
