@@ -189,7 +189,7 @@ def _hints(report: Report) -> list[str]:
         )
     if report.busy:
         hints.append(
-            f"a stage is running over {', '.join(report.busy)}; what it fetched before now may still come in: "
+            f"a stage is running over {', '.join(report.busy)}; what it fetched earlier may still come in: "
             "run the same command again when it has ended"
         )
     young = sum(f.leftovers for f in report.folders)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.shards.reader import index_tar
+from pipeline.shards.reader import SampleIndex, index_tar
 from pipeline.stage import Counts
 from pipeline.tombstones import TAKEN_DOWN
 
@@ -65,23 +65,28 @@ def copy_tar(url: str, target: Path, without: Collection[str]) -> int:
     try:
         with storage.local_copy(url) as path:
             samples = index_tar(str(path))
-            kept = sum(sample.key not in without for sample in samples)
             with path.open("rb") as source, target.open("wb") as copy:
-                with tarfile.open(fileobj=source, mode="r:") as tar:
-                    members = [(m.offset, _key(m.name)) for m in tar]
-                    ends = [*(offset for offset, _ in members[1:]), tar.offset]
-                for (start, key), end in zip(members, ends, strict=True):
-                    if key not in without:
-                        _copy_range(source, copy, start, end)
+                for start, end in _ranges(samples, without):
+                    _copy_range(source, copy, start, end)
                 copy.write(bytes(2 * tarfile.BLOCKSIZE))
                 copy.write(bytes(-copy.tell() % tarfile.RECORDSIZE))
-            return kept
+            return sum(sample.key not in without for sample in samples)
     except FileNotFoundError as error:
         raise InputError(f"{url}: the file is missing; rerun its stage, then the takedown") from error
 
 
-def _key(name: str) -> str:
-    return storage.basename(name).partition(".")[0]
+def _ranges(samples: Sequence[SampleIndex], without: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Where the samples that stay lie in their tar, headers included, as few ranges of bytes: (start, end).
+    The headers of a member begin where the block of the one before it ends."""
+    begin = at = 0
+    for sample in samples:
+        last = max(offset + size for offset, size in sample.members.values())
+        end = -(-last // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if sample.key in without:
+            yield begin, at
+            begin = end
+        at = end
+    yield begin, at
 
 
 def _copy_range(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
