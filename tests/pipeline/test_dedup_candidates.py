@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,11 +176,14 @@ def test_memory_stays_flat_when_parts_and_buckets_double(tmp_path: Path) -> None
             folder / f"part-{part:08d}.parquet",
         )
 
+    # what is held, not what an allocator keeps for later, which differs from run to run
+    plain = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+
     def measure(buckets: int) -> dict[str, float]:
         found = {}
         for stage in ("dedup-sketch", "dedup-resolve", "dedup"):
             words = [sys.executable, "-c", _MEASURE, str(folder), str(tmp_path / f"{buckets}"), str(buckets)]
-            done = subprocess.run([*words, stage], capture_output=True, text=True, check=True)
+            done = subprocess.run([*words, stage], capture_output=True, text=True, check=True, env=plain)
             grown, kept = done.stdout.split()[-2:]
             found[stage] = float(grown)
         assert int(kept) == min(150_000, rows * len(list(folder.iterdir())))
@@ -192,5 +196,4 @@ def test_memory_stays_flat_when_parts_and_buckets_double(tmp_path: Path) -> None
         add(part)
     large = measure(8)
     for stage, peak in small.items():
-        # a few MB are what the allocator does
-        assert large[stage] < 1.25 * peak + 8, (small, large)
+        assert large[stage] < 1.15 * peak + 4, (small, large)
