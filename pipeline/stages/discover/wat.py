@@ -25,7 +25,7 @@ from pipeline.stages.discover.html import MAX_LINKS, Link, Page
 
 #: how an image entry begins: no white space, the path first. None of these patterns can match inside a string
 #: value, where each quote has a backslash before it. (A long pattern is found faster than a short one.)
-_ENTRY = b'{"path":"IMG@/src",'
+_ENTRY = b'{"path":"IMG@/src"'
 #: in front of any path of an image, however the rest is written
 _MARK = b'"IMG@'
 _BASE = b'"Base"'
@@ -60,7 +60,7 @@ def _read_entries(pieces: list[bytes]) -> list[Link] | None:
     """
     try:
         entries = [piece[: piece.index(b"}")] for piece in pieces]
-        return _links(orjson.loads(b"[{" + b"},{".join(entries) + b"}]"))
+        return _links(orjson.loads(b'[{"":0' + b'},{"":0'.join(entries) + b"}]"))
     except ValueError:
         return None
 
