@@ -152,7 +152,7 @@ class Fused(Stage):
             shard = Input(url=f"{shard_name(number)}{TAR}", fingerprint=content)
             unit = one.column.stage.unit_over(number, shard)
             # of an attempt that died before the images stood, or of images that are being replaced
-            stale = commit.manifests_of(one.column.output, number)
+            stale = [done.url for done in manifest.list_unit(one.column.output, number)]
             commit.commit(one.column.stage, unit, one.output, one.column.output, stale=stale)
 
     def finish(self, output: str) -> None:

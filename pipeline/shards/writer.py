@@ -19,6 +19,9 @@ from typing import IO
 from pipeline.shards.format import is_key
 from pipeline.shards.reader import MAX_MEMBER_BYTES, Sample
 
+#: written at once: a member is too small for a system call of its own
+BUFFER_BYTES = 1 << 20
+
 _SUFFIX = re.compile(r"[0-9a-z]{1,16}(?:\.[0-9a-z]{1,16})?")
 
 
@@ -72,7 +75,7 @@ class ShardWriter:
         self.path = Path(path)
         self.samples = 0
         self._keys: set[str] = set()
-        self._file: IO[bytes] = self.path.open("wb")
+        self._file: IO[bytes] = self.path.open("wb", buffering=BUFFER_BYTES)
 
     def write(self, sample: Sample) -> int:
         """Appends a sample; returns the bytes of its members.

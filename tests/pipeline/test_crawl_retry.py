@@ -21,14 +21,20 @@ import pytest
 from aiohttp import web
 
 from jobs import cli
-from pipeline import commit, manifest, session
+from pipeline import commit, manifest, session, storage
 from pipeline.errors import ConfigError
 from pipeline.planning import make_plan
 from pipeline.predicate import Predicate
+from pipeline.runner import run_stage
+from pipeline.runner_options import RunOptions
 from pipeline.shards.reader import iter_samples
+from pipeline.stage import Output, Unit
 from pipeline.stages.crawl.again import choose
+from pipeline.stages.score import ScoreConfig, ScoreStage
 from tests.pipeline.crawl_server import Site, serving
-from tests.pipeline.folders import crawled, make_foreign
+from tests.pipeline.folders import crawled, make_foreign, run_here
+from tests.pipeline.test_score import write_model
+from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
 ROWS = 24
 
@@ -264,10 +270,6 @@ def test_only_failures_are_chosen() -> None:
 
 
 def test_the_stages_behind_redo_only_what_changed(folder: Path, site: Recovering) -> None:
-    from pipeline.stages.score import ScoreConfig, ScoreStage
-    from tests.pipeline.folders import run_here
-    from tests.pipeline.test_score import write_model
-
     model = write_model(folder / "run" / "model")
     stage = ScoreStage(ScoreConfig(input=str(folder / "images"), model=str(model)))
     run_here(stage, folder / "clip")
@@ -277,6 +279,44 @@ def test_the_stages_behind_redo_only_what_changed(folder: Path, site: Recovering
         make_plan(stage, str(folder / "clip"))
     plan = make_plan(stage, str(folder / "clip"), overwrite=True)
     assert [u.number for u in plan.todo] == [0]
+
+
+class DiesWhileReplacing(ToyStage):
+    """The first worker that replaces a unit is killed when the first of the new parts has taken its place."""
+
+    def run(self, unit: Unit, scratch: Path) -> Output:
+        output = super().run(unit, scratch)
+        flag, move = Path(self.config.mode["flag"]), storage.move
+
+        def once(source: str, target: str) -> None:
+            move(source, target)
+            if not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def arm() -> None:
+            storage.move = once
+
+        output.before_manifest = arm
+        return output
+
+
+def test_a_worker_killed_while_it_replaces_a_shard_leaves_one_whole_shard(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    run_here(ToyStage(ToyConfig()), output)
+    stage = DiesWhileReplacing(ToyConfig(factor=3, mode={"flag": str(tmp_path / "flag")}))
+    summary = run_stage(stage, output, RunOptions(workers=1, overwrite=True))
+    assert (summary.exit_code, summary.done, summary.failed) == (0, 3, {})
+    assert (tmp_path / "flag").exists()
+    assert [d.number for d in manifest.list_manifests(output)] == [0, 1, 2]
+    for unit, done in enumerate(manifest.list_manifests(output)):
+        files = manifest.read(done)["files"]
+        for name, facts in files.items():
+            assert storage.sha256_file(tmp_path / "out" / name) == facts["sha256"]
+        assert pq.read_table(tmp_path / "out" / f"{unit:08d}.parquet")["value"].to_pylist() == [
+            3 * ord("abc"[unit])
+        ]
+    assert storage.list_folders(commit.pending_folder(output)) == []
 
 
 @pytest.mark.prove
