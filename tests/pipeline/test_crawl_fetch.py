@@ -258,6 +258,12 @@ def test_headers_are_read_without_decoding() -> None:
         {"concurrency": 0},
         {"retries": -1},
         {"contact": "a\r\nCookie: x"},
+        {"min_interval": -1.0},
+        {"shard_timeout": -1.0},
+        {"total_timeout": float("nan")},
+        {"max_per_host": 5000},
+        {"agents": ["my bot"]},
+        {"opt_out": ["noai, noimageai"]},
     ],
 )
 def test_senseless_options_are_refused(options: dict) -> None:

@@ -151,9 +151,9 @@ def fetch_all(
     **options: object,
 ) -> tuple[list[Fetched], dict[str, float | int]]:
     quick = {
-        "connect_timeout": 0.5,
-        "read_timeout": 0.4,
-        "total_timeout": 0.8,
+        "connect_timeout": 1.5,
+        "read_timeout": 1.0,
+        "total_timeout": 1.5,
         "retries": 0,
         "max_bytes": LIMIT,
     }
@@ -197,7 +197,7 @@ def test_all_of_it_at_once_in_flat_memory(web: Web, tmp_path: Path) -> None:
     for _ in range(2):
         fetch_all(urls, allowed, tmp_path, **options)
     assert process.memory_info().rss - before < 60 << 20
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 100
 
 
 class Private:

@@ -131,6 +131,28 @@ def test_one_server_says_wait_and_all_do(tmp_path: Path) -> None:
         assert 1.0 <= time.monotonic() - began < 3
 
 
+def test_a_busy_robots_txt_is_given_its_time(tmp_path: Path) -> None:
+    with running(Web()) as web:
+        web.answers = {"a.example/robots.txt": reply(429, retry_after="1"), "a.example/1.jpg": PICTURE}
+        found, _ = crawl_once(
+            config(web.port, ["a.example"], tmp_path, robots=True), [web.url("a.example/1.jpg")]
+        )
+        assert found[0].reason == "rules_unavailable"
+        first, second = web.starts["a.example"]
+        assert second - first >= 1.0
+
+
+def test_a_full_disk_costs_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The shared folder is a help: where it takes nothing, each worker asks for itself."""
+    node = NodeFolder(str(tmp_path))
+    (tmp_path / "writing").rmdir()
+    node.write("a", {"x": 1})
+    node.write("b", {"x": 1})
+    assert node.read("a") is None
+    assert len(caplog.records) == 1
+    node.close()
+
+
 def test_a_killed_worker_gives_its_places_back(tmp_path: Path) -> None:
     holder = (
         "import sys, time; from pipeline.stages.crawl.node import NodeFolder, number_of\n"

@@ -74,6 +74,7 @@ Disallow: /baz
         (b"USER-AGENT: PairMill/2.0 (x)\nDISALLOW: /", "pairmill", "/a", False),
         (b"User-agent: mill\nDisallow: /", "pairmill", "/a", True),
         (b"User-agent: pairmillx\nDisallow: /", "pairmill", "/a", True),
+        (b"User-agent: img2dataset\nDisallow: /", "img2dataset", "/a", False),
         (b"User-agent: *\nDisallow: /\n\nUser-agent: pairmill\nAllow: /", "pairmill", "/a", True),
         (b"User-agent: *\nDisallow: /\n\nUser-agent: pairmill\nDisallow:", "pairmill", "/a", True),
         (b"Disallow: /\nUser-agent: other\nDisallow: /", "pairmill", "/a", True),

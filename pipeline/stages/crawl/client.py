@@ -8,6 +8,7 @@ serves a worker for its whole life: connections, one TLS context, the answers of
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import errno
 import socket
 import ssl
@@ -35,6 +36,8 @@ BUFFER_BYTES = 256 << 10
 #: idle connections are kept so long (seconds), to as many hosts as there are requests at a time
 KEEP_ALIVE_S = 15.0
 
+#: names that are looked up at a time
+MOST_LOOKUPS = 64
 #: errors of this machine: too many open files, no memory
 OUR_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -79,6 +82,23 @@ class Answer:
         """Where a redirect leads."""
         return self.headers.get("Location") if self.status in REDIRECTS else None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server asks for a pause."""
+        return self.status in (429, 503)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds from the Retry-After header, which holds a number or a date."""
+        value = self.headers.get("Retry-After", "").strip()
+        if value.isascii() and value.isdigit():
+            return float(value)
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+            return max(0.0, moment.timestamp() - time.time())
+        except (ValueError, TypeError, OverflowError):
+            return None
+
 
 class Client:
     """Asks one URL at a time; made and used inside one running event loop, closed at its end.
@@ -94,7 +114,11 @@ class Client:
         tls = ssl.create_default_context()
         if config.ca_file:
             tls.load_verify_locations(config.ca_file)
-        self.resolver = CheckedResolver(self.gate, lookup, ttl=config.dns_ttl, figures=figures)
+        # a name that is not answered for holds a thread for many seconds, and others must not wait for it
+        threads = max(16, min(MOST_LOOKUPS, config.concurrency))
+        self.resolver = CheckedResolver(
+            self.gate, lookup, ttl=config.dns_ttl, threads=threads, figures=figures
+        )
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 figures,

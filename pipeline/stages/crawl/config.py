@@ -90,9 +90,9 @@ class FetchConfig:
         if not self.contact.isprintable() or not self.contact.isascii():
             raise ConfigError(f"fetch.contact {self.contact!r} must be plain ASCII: it is sent as a header")
         for name in self.agents:
-            if not re.fullmatch(r"[A-Za-z_-]+", name):
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ConfigError(
-                    f"fetch.agents has {name!r}; a crawler's name is letters, `-` and `_` alone (RFC 9309)"
+                    f"fetch.agents has {name!r}; a crawler's name is letters, digits, `-` and `_` alone"
                 )
         for directive in self.opt_out:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", directive):

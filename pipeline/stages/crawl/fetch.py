@@ -7,9 +7,7 @@ and its turn is waited for. Every wait has an end: see docs/politeness.md for th
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import random
-import time
 from dataclasses import dataclass
 
 from multidict import CIMultiDictProxy
@@ -188,10 +186,9 @@ class Fetcher:
         """The answer, if it holds something."""
         status = answer.status
         if status != 200:
-            after = _retry_after(answer.headers.get("Retry-After"))
-            if status in (429, 503):
-                pause = self.config.backoff if after is None else min(after, self.config.max_wait)
-                self.manners.pause(host, pause)
+            if answer.is_busy:
+                self.manners.pause(host, answer.retry_after)
+            after = answer.retry_after
             raise FetchError("http_status", f"HTTP {status}", status=status, retry_after=after)
         if not answer.body:
             raise FetchError("empty", "the body is empty", status=status)
@@ -206,16 +203,3 @@ def host_of(url: str) -> str:
         return host_name(URL(url.strip()))
     except ValueError:
         return ""
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number, or a date."""
-    if value is None:
-        return None
-    if value.strip().isascii() and value.strip().isdigit():
-        return float(value)
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-        return max(0.0, moment.timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -125,8 +125,10 @@ class Manners:
         self._give_back(host, place)
         host.users -= 1
 
-    def pause(self, host: Host, seconds: float) -> None:
-        """Nobody of the node asks this host again for so long."""
+    def pause(self, host: Host, asked: float | None) -> None:
+        """Nobody of the node asks this host again for so many seconds as it asked for, up to `max_wait`; for
+        `backoff` where it did not say."""
+        seconds = self.config.backoff if asked is None else min(asked, self.config.max_wait)
         moment = time.monotonic() + seconds
         if self.node.moment(host.pause_number) < moment:
             self.node.set_moment(host.pause_number, moment)

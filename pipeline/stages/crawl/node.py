@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import stat
 import struct
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 #: the kernel walks the locks of a file one by one: they are spread over so many files
 LOCK_FILES = 16
@@ -65,6 +68,7 @@ class NodeFolder:
         self._locks = [os.open(self.path / "locks" / f"{i:02d}", flags, 0o600) for i in range(LOCK_FILES)]
         self._moments = os.open(self.path / f"moments-{_boot()}", flags, 0o600)
         self._writing = 0
+        self._complained = False
 
     def close(self) -> None:
         """Frees every lock that this object holds."""
@@ -102,23 +106,29 @@ class NodeFolder:
         """A document, or None where there is none; what cannot be read counts as none."""
         try:
             found = json.loads(self._place(name).read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
         if not isinstance(found, dict) or (found.get("version"), found.get("name")) != (VERSION, name):
             return None
         return found["document"]
 
     def write(self, name: str, document: dict[str, Any]) -> None:
-        """Keeps a document for the others; a very large one is kept by nobody but the caller."""
+        """Keeps a document for the others; a very large one, or one that the disk does not take, is kept by
+        nobody but the caller."""
         data = json.dumps({"version": VERSION, "name": name, "document": document}).encode()
         if len(data) > DOCUMENT_BYTES:
             return
         self._writing += 1
         aside = self.path / "writing" / f"{os.getpid()}-{id(self):x}-{self._writing}"
         place = self._place(name)
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(place)
+        try:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            aside.write_bytes(data)
+            aside.replace(place)
+        except OSError as error:
+            if not self._complained:
+                log.warning("%s keeps no rules of sites for other workers: %s", self.path, error)
+            self._complained = True
 
     def _place(self, name: str) -> Path:
         place = number_of(name) % DOCUMENTS

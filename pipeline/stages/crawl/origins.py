@@ -148,6 +148,8 @@ class Origins:
             try:
                 self._client.figures.rule_requests += 1
                 answer = await self._client.get(url, left, limit=MAX_BYTES + 1, cut=True)
+                if answer.is_busy:
+                    self._manners.pause(host, answer.retry_after)
             finally:
                 self._manners.leave(host, place)
             if answer.location is None:

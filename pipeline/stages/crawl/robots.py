@@ -17,7 +17,8 @@ from pipeline.stages.crawl.patterns import Pattern, canonical_path
 
 #: RFC 9309 asks for at least 500 KiB; what stands behind is not read
 MAX_BYTES = 500 << 10
-_TOKEN = re.compile(r"[A-Za-z_-]+")
+# The RFC's tokens have no digits; names that site owners write, such as img2dataset, have.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class _Group:
 def parse_robots(body: bytes, names: Iterable[str]) -> Robots:
     """Reads a robots.txt for a crawler that goes by these product tokens.
 
-    Groups of one token are merged, tokens compared without case and by their letters alone (`PairMill/1.0`
+    Groups of one token are merged, tokens compared whole and without case, up to a version (`PairMill/1.0`
     is `pairmill`); a group for `*` counts only where none of the names is mentioned.
     """
     wanted = {name.lower() for name in names}
