@@ -71,12 +71,23 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     where = parser.add_argument_group("folders (any of them, several of each)")
-    where.add_argument("--candidates", nargs="+", default=[], metavar="FOLDER", help="outputs of discover")
-    where.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="outputs of crawl")
     where.add_argument(
-        "--columns", nargs="+", default=[], metavar="FOLDER", help="outputs of score and dedup over them"
+        "--candidates", nargs="+", action="extend", default=[], metavar="FOLDER", help="outputs of discover"
     )
-    where.add_argument("--shards", nargs="+", default=[], metavar="FOLDER", help="outputs of pack")
+    where.add_argument(
+        "--images", nargs="+", action="extend", default=[], metavar="FOLDER", help="outputs of crawl"
+    )
+    where.add_argument(
+        "--columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FOLDER",
+        help="outputs of score and dedup over them",
+    )
+    where.add_argument(
+        "--shards", nargs="+", action="extend", default=[], metavar="FOLDER", help="outputs of pack"
+    )
     what = parser.add_argument_group("what goes (any of them, several times)")
     what.add_argument("--url", action="append", default=[], help="the picture of this URL")
     what.add_argument(
@@ -118,7 +129,7 @@ def _folders(words: Sequence[str]) -> tuple[str, ...]:
             found += listed
         else:
             found.append(word)
-    return tuple(storage.absolute(folder.rstrip("/") or folder) for folder in found)
+    return tuple(dict.fromkeys(storage.absolute(folder.rstrip("/") or folder) for folder in found))
 
 
 def _entries(known: argparse.Namespace) -> list[Entry]:

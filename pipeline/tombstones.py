@@ -197,12 +197,17 @@ def load(places: str | Sequence[str]) -> Tombstones:
 
 
 def _read_place(place: str) -> list[Entry]:
-    url = book_url(place) if storage.isdir(place) else place
-    if not storage.exists(url):
+    url = place if place.endswith(BOOK) or not storage.isdir(place) else book_url(place)
+    fs, path = storage.resolve(url)
+    try:
+        # one request, past what the filesystem remembers of older listings: the book may be new, or longer
+        text = fs.cat_file(path).decode("utf-8", "replace")
+    except FileNotFoundError as error:
         if url.endswith(BOOK):
             return []  # nothing was taken down from this folder yet
-        raise ConfigError(f"tombstones {place!r} do not exist; give a folder, or a file of entries")
-    text = storage.read_bytes(url).decode("utf-8", "replace")
+        raise ConfigError(
+            f"tombstones {place!r} do not exist; give a folder, or a file of entries"
+        ) from error
     return _read_book(text, url) if url.endswith(".jsonl") else read_list(text, url)
 
 

@@ -271,6 +271,13 @@ def test_tombstones_are_kept(world: World) -> None:
     assert snapshot(*world.folders) == before
 
 
+def test_folders_may_be_named_one_by_one(world: World) -> None:
+    words = ["--columns", str(world.lengths), "--images", str(world.images), "--columns", f"{world.dedup}/"]
+    words += ["--shards", str(world.shards), "--shards", str(world.shards)]
+    assert main(["takedown", *words, "--url", ROW["url"]]) == 0
+    assert_gone(world, [(2, 3)])
+
+
 def test_verify_finds_nothing_wrong(world: World) -> None:
     assert takedown(world, "--domain", "site2.example", "--page-domain", "page0.blog.example") == 0
     assert main(["verify", *(str(folder) for folder in world.folders)]) == 0
