@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 
 from jobs.saved import Saved, load_saved
 from jobs.stages import report_failed
-from pipeline import commit, manifest, session, storage
+from pipeline import commit, compacted, manifest, session, storage
 from pipeline.progress import Progress
 from pipeline.runner import run_stage
 from pipeline.shards.format import shard_name
@@ -56,8 +56,11 @@ class _Check:
 
     def run(self) -> int:
         saved = load_saved(self.folder) if self.own and self.options.fix else None
-        if saved is not None and commit.roll_forward(self.folder):
-            self._say("finished replacements that a crash had interrupted")
+        if saved is not None:
+            for copy in manifest.list_folder(self.folder).lone_copies:
+                compacted.restore(copy)
+            if commit.roll_forward(self.folder):
+                self._say("finished replacements that a crash had interrupted")
         report = self._verify(self.options.unit, quick=self.options.quick)
         self._show(report)
         if report.clean:
@@ -83,6 +86,9 @@ class _Check:
         return report
 
     def _mend(self, saved: Saved, report: Report) -> int:
+        for urls in manifest.list_folder(self.folder).compacted.values():
+            for url in urls:
+                compacted.mend(url)
         redo = {damage.unit for damage in report.damaged}
         before = self._contents(redo)
         if saved.verb == "crawl" and redo:

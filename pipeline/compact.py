@@ -45,6 +45,8 @@ def compact(output: str, *, tell: Callable[[int, int], None] = lambda done, tota
     if not manifest.is_output(output):
         raise ConfigError(f"{output!r} has no manifests; give output folders of stages")
     commit.roll_forward(output)
+    for copy in manifest.list_folder(output).lone_copies:
+        compacted.restore(copy)
     listing = manifest.list_folder(output)
     loose: dict[int, list[Done]] = defaultdict(list)
     for done in listing.loose:
@@ -86,9 +88,11 @@ def _merge_thousand(
         name, data = compacted.encode((d, c, record) for (_, d, c), record in entries.items())
         written = storage.join(manifest.manifest_folder(output), name)
         if written not in before:
-            storage.write_bytes(written, data)
+            compacted.write(manifest.manifest_folder(output), name, data)
             result.objects += 1
-    _remove([url for url in before if url != written])
+    for url in before:
+        if url != written:
+            compacted.remove(url)
     _remove([manifest.void_url(output, n) for n in sorted(void)])
     _remove([done.url for done in merged])
     result.merged += len(merged)

@@ -2,6 +2,8 @@
 
     _pairmill/manifests/00000003-<12 hex>.parquet     units 3000 to 3999: number, digest, content, manifest
 
+Beside each lies a copy (`.copy`): a changed byte in one of them must not cost a thousand units.
+
 Named by the hash of its content, so two compactions at once never overwrite each other. A loose manifest of a
 unit, or a mark that the unit is void, always wins over its row here (`pipeline.manifest`); so units are
 redone, replaced and appended as before, and `pipeline.compact` merges again what has come loose.
@@ -13,6 +15,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,9 +28,12 @@ from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.shards.format import shard_name
 
+log = logging.getLogger(__name__)
+
 #: units in one object
 THOUSAND = 1000
 SUFFIX = ".parquet"
+COPY = ".copy"
 #: requests at a time where many objects are read
 THREADS = 16
 
@@ -128,12 +134,72 @@ def read_manifests_cached(url: str) -> dict[tuple[int, str, str], dict[str, Any]
     return read_manifests(url)
 
 
+def write(folder: str, name: str, data: bytes) -> str:
+    """Writes an object and its copy; returns the object's location."""
+    url = storage.join(folder, name)
+    storage.write_bytes(copy_url(url), data)
+    storage.write_bytes(url, data)
+    return url
+
+
+def remove(url: str) -> None:
+    """Removes an object and its copy."""
+    for location in (url, copy_url(url)):
+        storage.remove(location, missing_ok=True)
+
+
+def copy_url(url: str) -> str:
+    return url.removesuffix(SUFFIX) + COPY
+
+
+def damaged(url: str) -> list[str]:
+    """Which of an object and its copy are missing, or are not what their name stands for."""
+    return [location for location in (url, copy_url(url)) if _read_checked(location, url) is None]
+
+
+def mend(url: str) -> None:
+    """Writes whichever of an object and its copy is damaged anew from the other.
+
+    Raises:
+        InputError: both are damaged.
+    """
+    data = _bytes_of(url)
+    for location in damaged(url):
+        storage.write_bytes(location, data)
+
+
+def restore(copy: str) -> None:
+    """Writes the object anew of which only the copy is there; a copy that is damaged goes. Harmless where a
+    crash has left the copy: what it says is said elsewhere as well."""
+    url = copy.removesuffix(COPY) + SUFFIX
+    data = _read_checked(copy, url)
+    if data is None:
+        storage.remove(copy, missing_ok=True)
+    else:
+        storage.write_bytes(url, data)
+
+
 def _bytes_of(url: str) -> bytes:
-    data = storage.read_bytes(url)
-    mark = storage.basename(url).removesuffix(SUFFIX).rpartition("-")[2]
-    if hashlib.sha256(data).hexdigest()[:12] != mark:
+    data = _read_checked(url, url)
+    if data is not None:
+        return data
+    if not storage.exists(url):
+        raise FileNotFoundError(url)
+    data = _read_checked(copy_url(url), url)
+    if data is None:
         raise InputError(
-            f"{url}: the bytes are not those that its name stands for, it is damaged; delete it, and the "
-            "units that it lists count as not done"
+            f"{url} is damaged, and so is the copy beside it: the bytes are not those that the name stands "
+            "for; delete both, and the units that it lists count as not done"
         )
+    log.warning("%s is damaged, its copy is used; run `pairmill verify --fix`", url)
     return data
+
+
+def _read_checked(location: str, url: str) -> bytes | None:
+    """The bytes at a location; None when they are not those that the name `url` stands for."""
+    try:
+        data = storage.read_bytes(location)
+    except FileNotFoundError:
+        return None
+    mark = storage.basename(url).removesuffix(SUFFIX).rpartition("-")[2]
+    return data if hashlib.sha256(data).hexdigest()[:12] == mark else None

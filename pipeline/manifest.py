@@ -23,7 +23,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import compacted, storage
@@ -57,11 +57,13 @@ class Listing:
 
     loose: the manifests that are files of their own, by number. void: units whose compacted manifests do not
     count any more. compacted: locations of the objects with a thousand manifests each, by thousand.
+    lone_copies: copies of such objects that a crash has left without them.
     """
 
     loose: list[Done]
     void: set[int]
     compacted: dict[int, list[str]]
+    lone_copies: list[str] = field(default_factory=list)
 
 
 def manifest_folder(output: str) -> str:
@@ -91,11 +93,14 @@ def list_folder(output: str) -> Listing:
 
 def _told_by(folder: str, names: Iterable[str]) -> Listing:
     loose, void, compacted_ = [], set(), defaultdict(list)
+    copies = set()
     for name in names:
         stem, _, rest = name.partition(".")
         thousand = compacted.thousand_of(name)
         if thousand is not None:
             compacted_[thousand].append(storage.join(folder, name))
+        elif name.endswith(compacted.COPY):
+            copies.add(f"{folder}/{name}")
         elif stem.isdigit() and rest == VOID:
             void.add(int(stem))
         elif stem.isdigit() and rest.endswith(".json") and "-" in rest:
@@ -103,7 +108,8 @@ def _told_by(folder: str, names: Iterable[str]) -> Listing:
             url = f"{folder}/{name}"
             loose.append(Done(number=int(stem), digest=digest, content=content, url=url))
     loose.sort(key=lambda d: d.number)
-    return Listing(loose=loose, void=void, compacted=dict(compacted_))
+    copies -= {compacted.copy_url(url) for urls in compacted_.values() for url in urls}
+    return Listing(loose=loose, void=void, compacted=dict(compacted_), lone_copies=sorted(copies))
 
 
 def list_manifests(output: str) -> list[Done]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import commit, manifest, storage
+from pipeline import commit, compacted, manifest, storage
 from pipeline.manifest import Done
 from pipeline.shards import index
 from pipeline.shards.format import is_key, shard_name
@@ -140,6 +140,13 @@ class Own:
         if left:
             report.notes.append(f"{len(left)} temporary files of killed writes; the next run sweeps them")
         report.indexes += self._index_faults()
+        listing = manifest.list_folder(self.folder)
+        lone = [storage.basename(url) for url in listing.lone_copies]
+        report.indexes += [f"{name}: a copy of merged manifests that are missing" for name in lone]
+        for urls in listing.compacted.values():
+            for url in urls:
+                found = [] if self.quick else compacted.damaged(url)
+                report.indexes += [f"{storage.basename(u)}: merged manifests, damaged" for u in found]
 
     def _add(self, report: Report, number: int, text: str) -> None:
         report.damaged.append(Damage(folder=self.folder, unit=number, wrong=(text,)))

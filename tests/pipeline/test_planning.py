@@ -90,7 +90,7 @@ def test_two_thousand_units_loose_and_compacted(tmp_path: Path) -> None:
     before = manifest.list_manifests(str(tmp_path))
     assert seconds_of_plan(tmp_path, stage) < 5
     assert compact(str(tmp_path)).merged == 2_500
-    assert len(storage.list_names(manifest.manifest_folder(str(tmp_path)))) == 3
+    assert len(storage.list_names(manifest.manifest_folder(str(tmp_path)))) == 6
     assert seconds_of_plan(tmp_path, stage) < 5
     after = manifest.list_manifests(str(tmp_path))
     assert [(d.number, d.digest, d.content, d.url) for d in after] == [
