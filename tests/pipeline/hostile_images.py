@@ -12,7 +12,6 @@ import io
 import json
 import resource
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -258,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

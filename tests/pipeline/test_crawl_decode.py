@@ -82,7 +82,7 @@ def grey() -> Image.Image:
 def turned(kind: str, turn: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = turn
-    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
+    options = {"lossless": True} if kind == "WEBP" else {}
     return save(colour(), kind, exif=exif, **options)
 
 

@@ -108,7 +108,7 @@ def test_headers_of_noise(start: bytes, rest: bytes) -> None:
     read_header(body)
     settled(processor(3)(body))
     for kind in ("jpeg", "png", "webp"):
-        exif_block(body, kind)  # type: ignore[arg-type]
+        exif_block(body, kind)
     assert 1 <= orientation(body) <= 8
     json.loads(tags_json(body) or "{}")
 
