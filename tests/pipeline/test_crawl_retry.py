@@ -66,8 +66,9 @@ def _one_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def web_site() -> Iterator[Recovering]:
-    with serving(Recovering()) as running:
-        yield running
+    site = Recovering()
+    with serving(site):
+        yield site
 
 
 @pytest.fixture

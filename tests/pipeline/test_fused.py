@@ -64,8 +64,8 @@ def stages(verb: str, world: Path, site: Site, output: Path, *more: str) -> list
         "image_size": "64",
         "min_image_size": "30",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "0.5",
-        "fetch.retries": "2",
+        "fetch.read_timeout": "0.3",
+        "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_bytes": "300000",
         "fetch.max_per_host": "8",
@@ -132,7 +132,7 @@ def test_it_stores_what_crawl_score_and_pack_come_to(tmp_path: Path, world: Path
     for where in (tmp_path, world):
         rule = PackConfig(
             input=str(where / "images"),
-            columns=[str(where / "clip")],
+            columns=(str(where / "clip"),),
             where=f"clip_score >= {limit + 0.001}",
             group=2,
         )
@@ -147,10 +147,17 @@ def test_no_picture_below_the_floor_reaches_the_storage(
 ) -> None:
     written: list[bytes] = []
     put, write = storage.put_file, storage.write_bytes
-    monkeypatch.setattr(
-        storage, "put_file", lambda path, url: (written.append(path.read_bytes()), put(path, url))
-    )
-    monkeypatch.setattr(storage, "write_bytes", lambda url, data: (written.append(data), write(url, data)))
+
+    def seen_file(path: Path, url: str) -> None:
+        written.append(path.read_bytes())
+        put(path, url)
+
+    def seen_bytes(url: str, data: bytes) -> None:
+        written.append(data)
+        write(url, data)
+
+    monkeypatch.setattr(storage, "put_file", seen_file)
+    monkeypatch.setattr(storage, "write_bytes", seen_bytes)
     run_here(fused(world, site, tmp_path), tmp_path / "images")
     plain = {k: m for p in sorted((world / "images").glob("*.tar")) for k, m in read_tar(p).items()}
     stored = {k for p in (tmp_path / "images").glob("*.tar") for k in read_tar(p)}
@@ -164,8 +171,8 @@ def test_score_finds_nothing_to_do_and_the_books_are_in_order(
 ) -> None:
     stage = fused(world, site, tmp_path)
     run_here(stage, tmp_path / "images")
-    score = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
-    ((alone, output),) = built("score", [*score, "--batch_size", "8", "--output", str(tmp_path / "clip")])
+    argv = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
+    ((alone, output),) = built("score", [*argv, "--batch_size", "8", "--output", str(tmp_path / "clip")])
     plan = make_plan(alone, output)
     assert (len(plan.units), plan.todo) == (3, [])
     assert make_plan(stage, str(tmp_path / "images")).todo == []
@@ -226,8 +233,8 @@ def test_a_crash_at_any_write_is_made_good_by_a_rerun(
     stage.close()
     run_here(fused(world, site, tmp_path), tmp_path / "images")
     assert shards(tmp_path / "clip") == shards(world / "clip")
-    score = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
-    ((alone, output),) = built("score", [*score, "--batch_size", "8", "--output", str(tmp_path / "clip")])
+    argv = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
+    ((alone, output),) = built("score", [*argv, "--batch_size", "8", "--output", str(tmp_path / "clip")])
     assert make_plan(alone, output).todo == []
     assert len(manifest.list_manifests(str(tmp_path / "clip"))) == 3
 
@@ -262,8 +269,8 @@ def test_columns_of_an_attempt_that_died_are_replaced(
     assert len(found) == 3
     assert before not in found
     assert "000000000000" not in scores_of(tmp_path / "clip")
-    score = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
-    ((alone, output),) = built("score", [*score, "--batch_size", "8", "--output", str(tmp_path / "clip")])
+    argv = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
+    ((alone, output),) = built("score", [*argv, "--batch_size", "8", "--output", str(tmp_path / "clip")])
     assert make_plan(alone, output).todo == []
 
 
@@ -339,8 +346,8 @@ def test_a_retry_judges_what_comes_now_and_keeps_what_was_judged(
         for name in ("count", "successes", "below_floor", "status_dict"):
             assert stats[0][name] == stats[1][name]
     assert make_plan(made_by, str(tmp_path / "images")).todo == []
-    score = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
-    ((alone, output),) = built("score", [*score, "--batch_size", "8", "--output", str(tmp_path / "clip")])
+    argv = ["--input", str(tmp_path / "images"), "--model", str(world / "run" / "model")]
+    ((alone, output),) = built("score", [*argv, "--batch_size", "8", "--output", str(tmp_path / "clip")])
     assert make_plan(alone, output).todo == []
 
 
@@ -354,7 +361,8 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
         "image_size": "64",
         "min_image_size": "30",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "0.5",
+        "fetch.read_timeout": "0.3",
+        "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_bytes": "300000",
         "fused.floor": f"clip_score >= {median(world)!r}",
@@ -371,5 +379,5 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
     assert cli.main(["score", "--config", str(tmp_path / "clip" / "_pairmill" / "config.yaml")]) == 0
     assert not site.hits
     assert cli.main(["retry", str(tmp_path / "images"), "--where", "reason = 'timeout'"]) == 0
-    assert site.hits["/stream/silence"] == 3, "one row, three attempts"
+    assert site.hits["/stream/silence"] == 1, "one row of the whole list"
     assert cli.main(argv) == 0
