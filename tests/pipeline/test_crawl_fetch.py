@@ -7,8 +7,10 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from pipeline.errors import ConfigError
 from pipeline.stages.crawl.client import user_agent
@@ -38,6 +40,7 @@ def fetch_all(
     urls: Sequence[str],
     config: FetchConfig,
     lookup: Callable[[str], Awaitable[list[str]]] | None = None,
+    run_loop: Callable[..., Any] = asyncio.run,
 ) -> list[Fetched]:
     async def run() -> list[Fetched]:
         fetcher = Fetcher(config, lookup=lookup)
@@ -46,7 +49,7 @@ def fetch_all(
         finally:
             await fetcher.close()
 
-    return asyncio.run(run())
+    return run_loop(run())
 
 
 def fetch(site: Site, path: str, **options: object) -> Fetched:
@@ -221,7 +224,8 @@ def test_other_ports_are_refused() -> None:
     assert found.reason == "refused_address"
 
 
-def test_tls_is_verified(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_tls_is_verified(tmp_path: Path, run_loop: Callable[..., Any]) -> None:
     certificate, key = make_certificate(tmp_path)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
@@ -234,9 +238,9 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         urls = [f"https://{name}/picture/1.jpg" for name in names]
         base = {**FAST, "allow_private": names}
         trusting = FetchConfig(ca_file=str(certificate), **base)  # type: ignore[arg-type]
-        assert [f.reason for f in fetch_all(urls, trusting, lookup)] == [None, None, "tls"]
+        assert [f.reason for f in fetch_all(urls, trusting, lookup, run_loop)] == [None, None, "tls"]
         doubting = FetchConfig(**base)  # type: ignore[arg-type]
-        assert [f.reason for f in fetch_all(urls, doubting, lookup)] == ["tls"] * 3
+        assert [f.reason for f in fetch_all(urls, doubting, lookup, run_loop)] == ["tls"] * 3
 
 
 def test_headers_are_read_without_decoding() -> None:

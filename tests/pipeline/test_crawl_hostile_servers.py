@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from pipeline.stages.crawl.config import FetchConfig
 from pipeline.stages.crawl.fetch import Fetched, Fetcher
@@ -166,7 +167,7 @@ def fetch_all(
         finally:
             await fetcher.close()
 
-    return asyncio.run(run())
+    return uvloop.run(run())  # the loop that crawl workers run on
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -38,7 +38,7 @@ class Robots:
         if not self._patterns:
             return True
         path = canonical_path(path)
-        if path.partition("?")[0] == "/robots.txt":
+        if path.partition("?")[0] == "/robots.txt" or not path.startswith(self._forbidden_starts):
             return True
         return all(_allowed(rules, path) for rules in self._patterns)
 
@@ -47,6 +47,11 @@ class Robots:
         """The rules of each name, those that count more first."""
         read = [[(allow, Pattern.of(text)) for allow, text in rules] for rules in self.rules if rules]
         return [sorted(rules, key=lambda r: (-r[1].length, not r[0])) for rules in read]
+
+    @cached_property
+    def _forbidden_starts(self) -> tuple[str, ...]:
+        """What a path must begin with for any rule to forbid it: most paths need no closer look."""
+        return tuple({p.pieces[0] for rules in self._patterns for allow, p in rules if not allow})
 
     def __len__(self) -> int:
         return sum(len(rules) for rules in self.rules)
