@@ -7,7 +7,6 @@ for captions, `not_http` and `bad_url`, `blocked_domain`, its rules for addresse
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ SCHEMA = pa.schema(
         ("position", pa.int32()),
     ]
 )
+_METADATA, _RESPONSE = WarcRecordType.metadata, WarcRecordType.response
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,7 +44,7 @@ class Candidates:
 
     Attributes:
         counts: picture links seen, kept, dropped by reason.
-        notes: records, pages, pages with pictures, bytes of the pages, malformed records (skipped).
+        records, pages, pages_with_images, bytes (of the pages), malformed (records, passed by): seen so far.
     """
 
     def __init__(
@@ -59,13 +59,23 @@ class Candidates:
         self._blocked = blocked or None  # an empty list costs nothing
         self._blocks_pages = block_pages
         self.counts = Counts()
-        self.notes: Counter[str] = Counter(records=0, pages=0, pages_with_images=0, bytes=0, malformed=0)
+        self.records = self.pages = self.pages_with_images = self.bytes = self.malformed = 0
         found = preset.rules_for("discover")
         self._url_rules = [(r.reason, r.keeps) for r in found if r.columns == ("url",) and r.keeps]
         self._caption_rules = [(r.reason, r.keeps) for r in found if r.columns == ("caption",) and r.keeps]
         assert len(self._url_rules) + len(self._caption_rules) == len(found)
         self._pairs: list[tuple[str, str, int]] = []  # url, caption, position
         self._pages: list[tuple[str, int, int]] = []  # url, offset of the record, number of pairs
+
+    def notes(self) -> dict[str, int]:
+        """Facts about the archive for its manifest."""
+        return {
+            "records": self.records,
+            "pages": self.pages,
+            "pages_with_images": self.pages_with_images,
+            "bytes": self.bytes,
+            "malformed": self.malformed,
+        }
 
     def table(self) -> pa.Table:
         """The candidates in the order of the archive; `SCHEMA`."""
@@ -86,15 +96,15 @@ class Candidates:
 
     def add_record(self, record: WarcRecord) -> None:
         """Takes the pictures of one record; a record that is not what it should be is counted and skipped."""
-        self.notes["records"] += 1
+        self.records += 1
         try:
             page = self._read_page(record)
         except ValueError:  # MalformedError, broken JSON, undecodable HTML
-            self.notes["malformed"] += 1
+            self.malformed += 1
             return
         if page is None:
             return
-        self.notes["pages_with_images"] += 1
+        self.pages_with_images += 1
         page_url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
         if not page_url.isascii():
             page_url = _LONE_SURROGATE.sub("", page_url)
@@ -103,18 +113,18 @@ class Candidates:
     def _read_page(self, record: WarcRecord) -> Page | None:
         """The page of a record; None where it is none, or has no pictures."""
         kind = record.record_type
-        if kind == WarcRecordType.metadata:
+        if kind == _METADATA:
             return self._read_wat(record)
-        return self._read_warc(record) if kind == WarcRecordType.response else None
+        return self._read_warc(record) if kind == _RESPONSE else None
 
     def _read_wat(self, record: WarcRecord) -> Page | None:
         payload = record.reader.read()
         # the header is asked only where the brace is missing: it takes as long as the rest of a short record
         if payload[:1] != b"{" and not _is_json(record):
             return None
-        self.notes["bytes"] += len(payload)
+        self.bytes += len(payload)
         page = wat.read_page(payload)
-        self.notes["pages"] += page is not None or wat.is_page(payload)
+        self.pages += page is not None or wat.is_page(payload)
         return page
 
     def _read_warc(self, record: WarcRecord) -> Page | None:
@@ -123,8 +133,8 @@ class Candidates:
         body = read_html(record)
         if body is None:
             return None
-        self.notes["pages"] += 1
-        self.notes["bytes"] += len(body.data)
+        self.pages += 1
+        self.bytes += len(body.data)
         if not html.may_have_images(body.data):
             return None
         return html.read_page(body.data, html.find_charset(body.data, body.charset))

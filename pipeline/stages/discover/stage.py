@@ -12,7 +12,7 @@ page holds is a candidate or is dropped for a reason:
 * `blocked_domain`: its host, or the page's where that is asked for, is on a block list.
 * the reasons of the preset's rules that need no picture (`pipeline.rules`).
 * `duplicate_in_page`: the page has the same URL with the same text already.
-* `too_many_links`: it stands behind the first 10,000 pictures of its page.
+* `too_many_links`: it stands behind the first 20,000 pictures of its page.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class DiscoverStage(Stage):
                     found.add_record(record)
         except FileNotFoundError as error:
             raise InputError(f"archive {name}: {url} is not there any more; mend --input") from error
-        return Output(parts={".parquet": found.table()}, counts=found.counts, notes=dict(found.notes))
+        return Output(parts={".parquet": found.table()}, counts=found.counts, notes=found.notes())
 
     def _blocked_by(self, lists: tuple[Input, ...]) -> blocked.BlockedDomains:
         """The block lists of a unit, read once a worker.

@@ -17,6 +17,7 @@ written in the usual way, or where a cut went wrong, is parsed as a whole.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -28,7 +29,8 @@ from pipeline.stages.discover.html import MAX_LINKS, Link, Page
 _ENTRY = b'{"path":"IMG@/src"'
 #: in front of any path of an image, however the rest is written
 _MARK = b'"IMG@'
-_BASE = b'"Base"'
+_BASE = b'"Base":'
+_TEXT_OR_NONE = {str, type(None)}
 
 
 def is_page(payload: bytes) -> bool:
@@ -49,7 +51,7 @@ def read_page(payload: bytes) -> Page | None:
     if _BASE in before or _BASE in pieces[-1]:
         return _read_whole(payload)
     links = _read_entries(pieces[:MAX_LINKS])
-    return _read_whole(payload) if links is None else Page(None, links, len(pieces))
+    return Page(None, links, len(pieces)) if links is not None else _read_whole(payload)
 
 
 def _read_entries(pieces: list[bytes]) -> list[Link] | None:
@@ -90,7 +92,7 @@ def _parse(payload: bytes) -> Any:
 
 def _links(entries: list[dict[str, Any]]) -> list[Link]:
     found = [(entry.get("url"), entry.get("alt")) for entry in entries]
-    if {type(value) for link in found for value in link} <= {str, type(None)}:
+    if set(map(type, chain.from_iterable(found))) <= _TEXT_OR_NONE:
         return found
     return [(_text(url), _text(alt)) for url, alt in found]
 
