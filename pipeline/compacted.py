@@ -114,7 +114,8 @@ def _last(rows: list[Row]) -> str:
 def _rows_of(url: str) -> list[Row]:
     table = pq.read_table(io.BytesIO(_bytes_of(url)), columns=NAMES)
     columns = (table[name].to_pylist() for name in NAMES)
-    return [Row(*values, url) for values in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    return [Row(n, digest, content, finished, url) for n, digest, content, finished in rows]
 
 
 def read_manifests(url: str) -> dict[tuple[int, str, str], dict[str, Any]]:

@@ -3,7 +3,7 @@
 Layout inside every output folder:
 
     00000003.tar, 00000003.parquet ...            the parts
-    _pairmill/units.jsonl                         number and source of every planned unit, append-only
+    _pairmill/units.jsonl                         every planned unit: number, source, marks of its inputs
     _pairmill/manifests/00000003.<digest>-<content>.json
     _pairmill/manifests/00000000-<mark>.parquet   manifests by the thousand (`pipeline.compacted`)
     _pairmill/pending/00000003-<random>/    new parts of a unit being replaced (`pipeline.commit`)
@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import compacted, storage
 from pipeline.shards.format import shard_name
-from pipeline.stage import Counts, Unit
+from pipeline.stage import Counts, Input, Unit
 
 BOOKS = "_pairmill"
 #: `00000003.void` beside the manifests: what a compacted object says of unit 3 does not count any more
@@ -270,14 +270,34 @@ def write_config(output: str, resolved: str) -> None:
 
 
 def read_units(output: str) -> list[Unit]:
-    """The units that earlier runs planned: number and source."""
+    """The units that earlier runs planned: number, source, and the fingerprints of their inputs at that time;
+    where these lie is not known."""
     url = storage.join(output, BOOKS, "units.jsonl")
     if not storage.exists(url):
         return []
-    rows = [json.loads(line) for line in storage.read_bytes(url).decode().splitlines()]
-    return [Unit(number=r["number"], source=r["source"], inputs=()) for r in rows]
+    units = []
+    for line in storage.read_bytes(url).decode().splitlines():
+        row = json.loads(line)
+        marks = tuple(Input(url="", fingerprint=mark) for mark in row.get("inputs", ()))
+        units.append(Unit(number=row["number"], source=row["source"], inputs=marks))
+    return units
 
 
-def write_units(output: str, units: Sequence[Unit]) -> None:
-    lines = [json.dumps({"number": u.number, "source": u.source}, sort_keys=True) for u in units]
+def write_units(output: str, units: Sequence[Unit], *, before: Sequence[Unit] = ()) -> None:
+    """Saves what was planned, unless `before`, as `read_units` gave it, says the same."""
+    if len(before) == len(units) and all(map(_is_same, before, units)):
+        return
+    lines = [
+        json.dumps(
+            {"inputs": [i.fingerprint for i in u.inputs], "number": u.number, "source": u.source},
+            sort_keys=True,
+        )
+        for u in units
+    ]
     storage.write_bytes(storage.join(output, BOOKS, "units.jsonl"), "".join(f"{x}\n" for x in lines).encode())
+
+
+def _is_same(one: Unit, other: Unit) -> bool:
+    if one.number != other.number or one.source != other.source or len(one.inputs) != len(other.inputs):
+        return False
+    return all(i.fingerprint == j.fingerprint for i, j in zip(one.inputs, other.inputs, strict=True))

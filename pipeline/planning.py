@@ -52,8 +52,7 @@ def make_plan(
     commit.roll_forward(output)
     planned = manifest.read_units(output)
     units = stage.plan(planned)
-    if [(u.number, u.source) for u in planned] != [(u.number, u.source) for u in units]:
-        manifest.write_units(output, units)
+    manifest.write_units(output, units, before=planned)
     standing = defaultdict(list)
     for done in manifest.list_manifests(output):
         standing[done.number].append(done)

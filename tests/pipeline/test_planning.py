@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline import manifest, storage
 from pipeline.compact import compact
+from pipeline.errors import ConfigError
 from pipeline.planning import make_plan
 from pipeline.shards.format import shard_name
 from pipeline.stage import Counts, Input, Unit, append_units, digester
+from pipeline.stages.crawl import sources
 from pipeline.stages.crawl.config import CrawlConfig
 from pipeline.stages.crawl.stage import CrawlStage
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
@@ -122,3 +124,24 @@ def test_a_hundred_thousand_units(tmp_path: Path) -> None:
     assert slow < 15
     assert merged < 15
     assert memory < 500
+
+
+def test_a_planned_crawl_does_not_count_its_lists_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.csv").write_text("url,caption\n" + f"http://site.example/{n}.jpg,text\n" * 5)
+    config = CrawlConfig(input=f"{tmp_path}/*.csv", shard_size=2)
+    output = str(tmp_path / "out")
+    before = make_plan(CrawlStage(config), output).units
+    assert len(before) == 9
+    opened = []
+    count = sources._count
+    monkeypatch.setattr(sources, "_count", lambda file, c: opened.append(file.name) or count(file, c))
+    assert make_plan(CrawlStage(config), output).units == before
+    assert opened == ["0.csv"]
+    # a list that has changed is counted, and its rows are not those that were planned
+    (tmp_path / "2.csv").write_text("url,caption\nhttp://site.example/2.jpg,text\n")
+    with pytest.raises(ConfigError, match="which the input no longer has"):
+        make_plan(CrawlStage(config), output)
+    assert opened[1:] == ["0.csv", "2.csv"]

@@ -69,8 +69,11 @@ def plan_pieces(config: CrawlConfig, planned: Sequence[Unit]) -> list[Piece]:
     found = list_files(config)
     if config.selects():
         found = add_sidecars(found, config)
+    known = _known_rows(planned)
+    # The first one is opened in any case: its columns must still be what the options say.
+    told = [known.get(_mark(file)) if at else None for at, file in enumerate(found)]
     with ThreadPoolExecutor(8) as pool:
-        counts = list(pool.map(lambda file: _count(file, config), found))
+        counts = list(pool.map(lambda file, rows: rows or _count(file, config), found, told))
     for file, rows in zip(found, counts, strict=True):
         for start in range(0, rows, config.shard_size):
             stop = min(start + config.shard_size, rows)
@@ -80,6 +83,20 @@ def plan_pieces(config: CrawlConfig, planned: Sequence[Unit]) -> list[Piece]:
             pieces.append((source, file.inputs))
     _refuse_lost(pieces, planned)
     return pieces
+
+
+def _known_rows(planned: Sequence[Unit]) -> dict[tuple[str, ...], int]:
+    """Rows of each file as it was when its units were planned: counting them anew reads whole lists."""
+    known: dict[tuple[str, ...], int] = {}
+    for unit in planned:
+        mark = (unit.source["file"], *(i.fingerprint for i in unit.inputs))
+        known[mark] = max(known.get(mark, 0), unit.source["rows"][1])
+    return known
+
+
+def _mark(file: ListFile) -> tuple[str, ...]:
+    """A file's name, and what it is and what lies beside it as it is now."""
+    return (file.name, *(i.fingerprint for i in file.inputs))
 
 
 def list_files(config: CrawlConfig) -> list[ListFile]:
