@@ -109,6 +109,10 @@ ROBOTS: list[tuple[str, bytes | Script | None, dict[str, Any], str, tuple[str | 
     *((f"status {s}", reply(s, ALL), {}, "a.jpg", TAKEN) for s in (400, 401, 403, 404, 410, 451)),
     *((f"status {s}", reply(s, b""), {}, "a.jpg", ("rules_unavailable", f"robots.txt: HTTP {s}"))
       for s in (429, 500, 503, 504)),
+    ("signal", reply(body=b"User-agent: *\nContent-Signal: ai-train=no\nAllow: /"), {}, "a.jpg",
+     ("opt_out", "Content-Signal")),
+    ("signal unheard", reply(body=b"User-agent: *\nContent-Signal: ai-train=no"), {"tdm": False}, "a.jpg",
+     TAKEN),
     ("silence", silence, {}, "a.jpg", ("timeout", "robots.txt: no answer in time")),
     ("cut", cut, {}, "a.jpg", ("connection", "robots.txt: the connection failed or was cut")),
     ("garbage", garbage, {}, "a.jpg", ("bad_answer", "robots.txt: the answer is not valid HTTP")),
@@ -205,6 +209,9 @@ def test_tdmrep_json(
         ({"tdm_reservation": "1", "tdm_policy": "https://x.example/p"}, {}, ("opt_out", "tdm-reservation")),
         ({"TDM_Reservation": "0"}, {}, TAKEN),
         ({"tdm_reservation": "1"}, {"tdm": False}, TAKEN),
+        ({"content_usage": "train-ai=n, search=y"}, {}, ("opt_out", "Content-Usage")),
+        ({"content_usage": "train-ai=y"}, {}, TAKEN),
+        ({"content_usage": "train-ai=n"}, {"tdm": False}, TAKEN),
         ({"tdm_reservation": "1"}, {"tdm": True, "robots": False}, ("opt_out", "tdm-reservation")),
     ],
 )
@@ -347,7 +354,7 @@ def test_a_spoilt_document_is_asked_anew(web: Web, tmp_path: Path) -> None:
     fetch_all(web, ["spoilt.example/a.jpg"], tmp_path)
     documents = [p for p in (tmp_path / "documents").rglob("*") if p.is_file()]
     assert documents
-    for spoilt in (b"", b"{", b"[]", b'{"version": 1, "name": "robots other", "document": {}}', b"\xff"):
+    for spoilt in (b"", b"{", b"[]", b'{"version": 2, "name": "robots other", "document": {}}', b"\xff"):
         for document in documents:
             document.write_bytes(spoilt)
         [found], _ = fetch_all(web, ["spoilt.example/a.jpg"], tmp_path)

@@ -128,6 +128,30 @@ def test_several_names_are_all_bound() -> None:
     assert parse_robots(robots, ["pairmill", "mybot"]).allows("/x"), "* speaks to those who are not named"
 
 
+@pytest.mark.parametrize(
+    ("lines", "path", "reserved"),
+    [
+        ("User-agent: *\nContent-Signal: search=yes, ai-train=no\nAllow: /", "/a.jpg", True),
+        ("User-agent: *\nContent-signal: search=yes,ai-train=no\nDisallow:", "/a.jpg", True),
+        ("User-agent: *\nContent-Signal: search=yes, ai-train=yes", "/a.jpg", False),
+        ("User-agent: *\nContent-Signal: search=no, ai-input=no", "/a.jpg", False),
+        ("User-agent: other\nContent-Signal: ai-train=no", "/a.jpg", False),
+        ("User-agent: *\nContent-Signal: ai-train=no\nUser-agent: pairmill\nAllow: /", "/a.jpg", False),
+        ("User-agent: *\nContent-Usage: train-ai=n", "/a.jpg", True),
+        ("User-agent: *\nContent-Usage: /art/ train-ai=n\nContent-Usage: train-ai=y", "/art/a.jpg", True),
+        ("User-agent: *\nContent-Usage: /art/ train-ai=n\nContent-Usage: train-ai=y", "/a.jpg", False),
+        ("User-agent: *\nContent-Usage: train-ai=y\nContent-Usage: train-ai=n", "/a.jpg", True),
+        ("User-agent: *\nContent-Usage: train-ai=n;x=1", "/a.jpg", True),
+        ("Content-Signal: ai-train=no", "/a.jpg", False),
+    ],
+)
+def test_usage(lines: str, path: str, reserved: bool) -> None:
+    found = parse_robots(lines.encode(), ["pairmill"])
+    assert found.reserves(path) is reserved
+    assert found.allows(path)
+    assert Robots.from_json(json.loads(json.dumps(found.as_json()))).reserves(path) is reserved
+
+
 def test_crawl_delay() -> None:
     assert parse_robots(b"User-agent: *\nCrawl-delay: 2.5", ["pairmill"]).crawl_delay == 2.5
     for nonsense in (b"-1", b"nan", b"inf", b"soon", b""):

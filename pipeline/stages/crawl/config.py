@@ -42,7 +42,8 @@ class FetchConfig:
         contact: URL or e-mail address for site owners, sent in the User-Agent.
         robots: whether robots.txt is asked for and respected; what it forbids is dropped as `opt_out`.
         opt_out: X-Robots-Tag directives that are respected; such pictures are dropped as `opt_out`.
-        tdm: whether TDM reservations are respected (the header tdm-reservation and tdmrep.json).
+        tdm: whether reservations of text and data mining are respected: the header tdm-reservation,
+            tdmrep.json, and what says that files are not for training (Content-Signal, Content-Usage).
         agents: further names, besides pairmill, by which robots.txt and X-Robots-Tag may address this crawl,
             such as the name of the data set that it is for.
         ca_file: PEM file of further certificate authorities to trust; empty for the system's alone.

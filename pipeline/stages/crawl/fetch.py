@@ -20,6 +20,7 @@ from pipeline.stages.crawl.manners import Host, Manners, OutOfTimeError, host_na
 from pipeline.stages.crawl.node import NodeFolder
 from pipeline.stages.crawl.origins import MAX_REDIRECTS, Origins
 from pipeline.stages.crawl.resolve import Lookup
+from pipeline.stages.crawl.robots import training_reserved
 from pipeline.stages.crawl.signals import tag_forbids, tdm_forbids
 from pipeline.tombstones import NONE, TAKEN_DOWN, Tombstones
 
@@ -181,6 +182,8 @@ class Fetcher:
             raise FetchError("opt_out", "X-Robots-Tag", status=status, final=True)
         if self.config.tdm and tdm_forbids(headers.getall("tdm-reservation", ())):
             raise FetchError("opt_out", "tdm-reservation", status=status, final=True)
+        if self.config.tdm and any(map(training_reserved, headers.getall("Content-Usage", ()))):
+            raise FetchError("opt_out", "Content-Usage", status=status, final=True)
 
     def _picture(self, answer: Answer, host: Host) -> Answer:
         """The answer, if it holds something."""

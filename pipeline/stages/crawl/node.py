@@ -35,7 +35,7 @@ LOCK_FILES = 16
 #: names that the table of times tells apart; two names in one place only wait for each other
 MOMENTS = 1 << 20
 #: raised whenever the shape of a document changes
-VERSION = 1
+VERSION = 2
 #: documents that are kept on disk at a time
 DOCUMENTS = 1 << 17
 DOCUMENT_BYTES = 64 << 10

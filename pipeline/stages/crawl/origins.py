@@ -87,6 +87,8 @@ class Origins:
                 robots = await self._robots.get(origin)
             if not robots.allows(path):
                 raise FetchError("opt_out", "robots.txt", final=True)
+            if self._config.tdm and robots.reserves(path):
+                raise FetchError("opt_out", "Content-Signal", final=True)
             if robots.crawl_delay:
                 self._manners.slow_down(self._manners.host(host_name(url)), robots.crawl_delay)
         if self._config.tdm:
