@@ -16,6 +16,8 @@ HOST_PATTERN = (
     r"^[\x00-\x20]*[A-Za-z][A-Za-z0-9+.\-]*:[/\\]{2,}(?:[^/\\?#]*@)?(?P<host>\[[^\]/\\?#]*\]|[^/\\?#:]*)"
 )
 _HOST = re.compile(HOST_PATTERN)
+#: what an escape in a host must not stand for: it would be another URL
+_NO_HOST = frozenset("/\\?#@:%[]")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -31,8 +33,10 @@ def host_of(url: str) -> str:
 
 def clean_host(host: str) -> str:
     """Lower case, no dot at the end, escapes undone, other scripts in punycode."""
-    host = unquote(host) if "%" in host else host
-    host = host.strip().lower().removesuffix(".")
+    plain = unquote(host)
+    if _NO_HOST.isdisjoint(plain):
+        host = plain
+    host = host.strip().lower().rstrip(".")
     if host.isascii():
         return host
     try:
@@ -69,7 +73,8 @@ def normal_url(url: str) -> str:
     """The normal form: scheme and host in lower case, no default port, no fragment, `/` for no path,
     escapes only where they are needed. What has no host is returned as it is."""
     found = _HOST.match(url)
-    if not found or not found["host"]:
+    host = clean_host(found["host"]) if found else ""
+    if not found or not host:
         return url
     before = url[: found.start("host")]
     scheme, _, rest = before.strip().partition(":")
@@ -83,7 +88,7 @@ def normal_url(url: str) -> str:
         port = ""
     path, mark, query = tail.partition("?")
     path = path.replace("\\", "/") or "/"
-    place = f"{clean_host(found['host'])}:{port}" if port else clean_host(found["host"])
+    place = f"{host}:{port}" if port else host
     return f"{scheme}://{user}{place}{_escapes(path + mark + query)}"
 
 

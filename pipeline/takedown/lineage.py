@@ -85,5 +85,11 @@ class Lineage:
 
 
 def former_marks(record: Mapping[str, Any], standing: Sequence[Done]) -> list[str]:
-    """The marks that a unit had before, its present ones last."""
-    return [*record["notes"].get("takedown", {}).get("was", []), *(d.content for d in standing)]
+    """The marks that a unit had before, its present ones last.
+
+    Only as long as it is what a takedown left: a retry or a redo may have put rows in, which units made from
+    what it was before do not know.
+    """
+    takedown = record["notes"].get("takedown", {})
+    present = [done.content for done in standing]
+    return [*takedown["was"], *present] if takedown.get("now") in present else present

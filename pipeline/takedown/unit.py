@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,33 @@ def rewrite_unit(job: UnitJob, lineage: Lineage, *, dry_run: bool) -> Outcome:
         # nothing to do; but what is made from it may have been left behind by a crash, or not been at hand
         return outcome
     outcome.rewritten, outcome.relinked = bool(keys), not keys
-    if dry_run:
-        return outcome
+    if not dry_run:
+        mark = _put_back(job, record, followed.inputs, keys, outcome.was, positional=positional)
+        outcome.change = replace(outcome.change, mark=mark)
+    return outcome
+
+
+def _put_back(
+    job: UnitJob,
+    record: Mapping[str, Any],
+    inputs: list[dict[str, Any]],
+    keys: frozenset[str],
+    was: Collection[str],
+    *,
+    positional: bool,
+) -> str:
+    """Rewrites the files that lose rows, and the manifest; returns the unit's content mark."""
     with scratch.folder() as work:
         unit = Unit(folder=job.folder, record=record, keys=keys, positional=positional, work=work)
         new = REWRITE[job.kind](unit) if keys else Rewritten(parts={}, counts=unit.counts)
-        record = _new_record(record, followed.inputs, new, outcome.was, len(keys))
         volatile = {n for n, f in record["files"].items() if f.get("volatile")} & set(new.parts)
+        files = {n: {"sha256": commit.checksum(p), "volatile": n in volatile} for n, p in new.parts.items()}
+        mark = manifest.content_mark({**record["files"], **files})
+        made = _new_record(record, inputs, new, was=was, now=mark, rows=len(keys))
         stale = [done.url for done in job.standing]
-        written = commit.replace(job.folder, record, new.parts, stale=stale, volatile=volatile)
-    outcome.change = Change(mark=manifest.content_mark(written["files"]), keys=gone, positional=positional)
-    return outcome
+        written = commit.replace(job.folder, made, new.parts, stale=stale, volatile=volatile)
+        assert manifest.content_mark(written["files"]) == mark
+    return mark
 
 
 def _keys_to_go(
@@ -143,12 +159,19 @@ def _tell(job: UnitJob, found: Found, keys: Collection[str]) -> list[Gone]:
 
 
 def _new_record(
-    record: Mapping[str, Any], inputs: list[dict[str, Any]], new: Rewritten, was: Collection[str], rows: int
+    record: Mapping[str, Any],
+    inputs: list[dict[str, Any]],
+    new: Rewritten,
+    *,
+    was: Collection[str],
+    now: str,
+    rows: int,
 ) -> dict[str, Any]:
     """The manifest as it will be, `files` of the new parts excepted."""
     before = record["notes"].get("takedown", {})
     takedown = {
         "was": list(was),
+        "now": now,
         "rows": before.get("rows", 0) + rows,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

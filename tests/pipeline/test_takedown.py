@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 
 from jobs.cli import main
-from pipeline import locks, manifest
+from pipeline import commit, locks, manifest
+from pipeline.errors import ConfigError
 from pipeline.planning import make_plan
 from pipeline.shards.format import sample_uid
 from pipeline.tombstones import BOOK, load
@@ -201,6 +203,20 @@ def test_shards_alone_and_columns_later(world: World) -> None:
     assert takedown(world, "--domain", "nothing.example") == 0  # any takedown mends what was left behind
     assert_gone(world, [(2, 3)])
     assert_only_dedup_looks_again(world.rerun())
+
+
+def test_what_was_made_before_a_retry_is_not_taken_for_new(world: World) -> None:
+    """A shard that came to more after its takedown: what was made from it before must be made anew."""
+    assert main(["takedown", "--images", str(world.images), "--url", ROW["url"]]) == 0
+    (done,) = [d for d in manifest.list_manifests(str(world.images)) if d.number == 2]
+    record = manifest.read(done)
+    table = pq.read_table(world.images / "00000002.parquet")
+    more = table.set_column(table.schema.get_field_index("exif"), "exif", pa.array(["new"] * ROWS))
+    parts = {"00000002.parquet": more}
+    commit.replace(str(world.images), {**record, "digest": "0" * 16}, parts, stale=[done.url])
+    assert takedown(world, "--domain", "nothing.example") == 0
+    with pytest.raises(ConfigError, match="inputs changed"):
+        make_plan(world.stages()[0][0], str(world.lengths))
 
 
 def test_shards_of_other_images_lose_nothing_by_key(world: World, tmp_path: Path) -> None:

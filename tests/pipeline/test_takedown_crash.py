@@ -101,7 +101,7 @@ def crashing(world: World, monkeypatch: pytest.MonkeyPatch, crash_at: int) -> bo
     return False
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.prove)])
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.prove)])
 def test_a_crash_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
     made = make_world(tmp_path / "made", shards=2)
     undisturbed = World(Path(shutil.copytree(made.base, tmp_path / "undisturbed")))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import tombstones
@@ -100,6 +100,10 @@ def test_a_table_is_judged_as_its_rows_are(known: list[str], domains: list[str],
 
 
 @given(urls)
+@example("http://.:80/%7Ea")
+@example("http://a%2Fb.example/x")
+@example("http://a%20.example:80")
+@example("http://%.example/%zz")
 @settings(max_examples=200, deadline=None)
 def test_the_normal_form_is_its_own_and_keeps_the_host(url: str) -> None:
     normal = normal_url(url)
