@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import commit, compacted, manifest, storage
 from pipeline.compact import compact
@@ -17,6 +15,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.planning import make_plan
 from pipeline.verify import verify
 from tests.pipeline import folders
+from tests.pipeline.object_store import s3_bucket
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
 
@@ -26,24 +25,8 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    before = dict(os.environ)
-    os.environ.update(settings)
-    import fsspec
-
-    fsspec.filesystem("s3").mkdir("merged")
-    yield "s3://merged"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
+    with s3_bucket("merged") as url:
+        yield url
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ from pipeline.stages.dedup import DedupConfig, dedup_stages
 from pipeline.stages.pack import Pack, PackConfig
 from pipeline.verify import Report, verify
 from tests.pipeline import folders
+from tests.pipeline.object_store import s3_bucket
 
 ROWS = {
     n: [folders.crawled(n, i, **({"reason": "timeout"} if i == 2 else {})) for i in range(4)]
@@ -50,6 +51,12 @@ def make_foreign(folder: Path) -> None:
         kept = sum(row["status"] == "success" for row in rows)
         stats = {"count": len(rows), "successes": kept, "failed_to_download": len(rows) - kept}
         (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats))
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    with s3_bucket("verified") as url:
+        yield url
 
 
 @pytest.fixture
@@ -331,3 +338,17 @@ def test_parquets_are_compared_with_counts(copy: Callable[[str], Path]) -> None:
     manifest.write(str(folder), record)
     report = verify(str(folder))
     assert report.damaged[0].wrong == ("the parquet has 2 rows, the manifest counts 3",)
+
+
+def test_on_s3(world: Path, bucket: str) -> None:
+    """The same checks over an object store; a tar is read in one stream."""
+    fs = storage.resolve(bucket)[0]
+    for name in ("images", "shards", "foreign"):
+        fs.put(str(world / name), f"{bucket}/{name}", recursive=True)
+        assert verify(f"{bucket}/{name}").clean
+        stem = "00001" if name == "foreign" else "00000001"
+        whole = storage.read_bytes(f"{bucket}/{name}/{stem}.tar")
+        storage.write_bytes(f"{bucket}/{name}/{stem}.tar", whole[: 512 * 7])
+        assert units(verify(f"{bucket}/{name}")) == [1]
+    storage.remove(f"{bucket}/images/00000002.parquet")
+    assert units(verify(f"{bucket}/images", quick=True)) == [1, 2]
