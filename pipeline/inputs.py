@@ -50,7 +50,8 @@ def shards(folder: str, suffix: str, *, prefix: str = "") -> list[Shard]:
     """
     if not storage.isdir(folder):
         raise ConfigError(f"input {folder!r} does not exist; run the stage that writes it, or mend --input")
-    found = _own(folder, suffix, prefix) if manifest.is_output(folder) else _foreign(folder, suffix, prefix)
+    place = storage.absolute(folder)  # workers may have another current folder
+    found = _own(place, suffix, prefix) if manifest.is_output(place) else _foreign(place, suffix, prefix)
     if not found:
         raise ConfigError(f"input {folder!r} holds no finished {prefix}*{suffix}; run its stage first")
     return found
