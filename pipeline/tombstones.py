@@ -260,8 +260,10 @@ def read_list(text: str, name: str, *, note: str = "") -> list[Entry]:
 
 def with_book(config: Any, output: str) -> Any:
     """The config of a stage (a dataclass with a field `tombstones`) made to respect what was taken down from
-    the stage's output folder too; a stage does not know where its output lies."""
-    return replace(config, tombstones=[*_places(config.tombstones), book_url(output)])
+    the stage's output folder too; a stage does not know where its output lies. Places are made absolute, as
+    workers may have another current folder, where a book that is not found would pass for an empty one."""
+    places = [*_places(config.tombstones), book_url(output)]
+    return replace(config, tombstones=[storage.absolute(place) for place in places])
 
 
 def _places(places: str | Sequence[str]) -> Sequence[str]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import commit, storage
+from pipeline import commit, locks, storage
 from pipeline.errors import InputError
 from pipeline.shards.reader import iter_samples
 from pipeline.takedown.parts import rows_with
@@ -50,7 +50,9 @@ def remove_leftovers(
         if match and int(match[1]) not in committed:
             files[int(match[1])].append(storage.join(folder, name))
     for number, urls in sorted(files.items()):
-        if any(_holds(url, stones, keys) for url in urls):
+        # a run that is at work may be committing just this unit
+        idle = not locks.is_busy(folder, number) and not commit.manifests_of(folder, number)
+        if idle and any(_holds(url, stones, keys) for url in urls):
             for url in urls:
                 storage.remove(url, missing_ok=True)
             found.unfinished.append(number)

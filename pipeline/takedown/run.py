@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import commit, locks, manifest, storage, tombstones
+from pipeline import commit, locks, manifest, scratch, storage, tombstones
 from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import Done
 from pipeline.shards.format import shard_name
@@ -108,6 +108,7 @@ def take_down(
     for folder in books:
         tombstones.load(tombstones.book_url(folder))
     if not dry_run:
+        scratch.sweep()  # copies of remote tars that a killed takedown left on this machine
         report.busy = [f"{url} ({who})" for _, url in dict.fromkeys(folders) for who in locks.runs(url)]
         added = [tombstones.append(folder, entries) for folder in books]
         report.new_entries = max(added, default=0)

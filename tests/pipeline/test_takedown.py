@@ -19,7 +19,7 @@ from pipeline import commit, locks, manifest
 from pipeline.errors import ConfigError
 from pipeline.planning import make_plan
 from pipeline.shards.format import sample_uid
-from pipeline.tombstones import BOOK, load
+from pipeline.tombstones import BOOK, append, load, make_entry
 from tests.pipeline.folders import read_tar, run_here
 from tests.pipeline.takedown_world import (
     ROWS,
@@ -264,14 +264,17 @@ def test_packing_from_images_that_were_not_rewritten(world: World) -> None:
     assert total.dropped["taken_down"] == ROWS
 
 
-def test_a_shared_list_of_tombstones(world: World, tmp_path: Path) -> None:
-    shared = tmp_path / "shared.csv"
-    shared.write_text(f"kind,value\ndomain,site0.example\nurl,{ROW['url']}\n")
-    words = ["--input", str(world.images), "--output", str(tmp_path / "more"), "--tombstones"]
-    assert main(["pack", *words, str(shared), "--ray.cpus", "1"]) == 0
-    gone = {ROW["key"], *(key_of(0, i) for i in range(ROWS))}
+def test_a_shared_list_of_tombstones(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With books of the images and of the output, all of them relative paths of the command's folder."""
+    (tmp_path / "shared.csv").write_text(f"kind,value\ndomain,site0.example\nurl,{ROW['url']}\n")
+    append(str(world.images), [make_entry("url", rows_of(1)[0]["url"])])
+    append(str(tmp_path / "more"), [make_entry("url", rows_of(1)[2]["url"])])
+    monkeypatch.chdir(tmp_path)
+    words = ["--input", "world/images", "--output", "more", "--tombstones"]
+    assert main(["pack", *words, "missing.csv"]) == 2
+    assert main(["pack", *words, "shared.csv", "--ray.cpus", "1"]) == 0
+    gone = {ROW["key"], key_of(1, 0), key_of(1, 2), *(key_of(0, i) for i in range(ROWS))}
     assert keys_in(tmp_path / "more") == {key_of(s, i) for s, i in all_rows() if i < ROWS - 1} - gone
-    assert main(["pack", *words, str([str(tmp_path / "missing")])]) == 2
 
 
 def test_tombstones_are_kept(world: World) -> None:

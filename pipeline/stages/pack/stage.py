@@ -73,6 +73,7 @@ class Pack(Stage):
         if config.group < 1:
             raise ConfigError(f"group {config.group} must be at least 1 image shard")
         self.config = config
+        self._books = tombstones.with_book(config, config.input).tombstones
         self.selection = Selection(where=config.where, preset=config.preset)
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
@@ -109,8 +110,7 @@ class Pack(Stage):
 
     def _tombstones(self) -> Tombstones:
         """Raises ConfigError for a place that does not exist, or an entry that cannot be read."""
-        config = tombstones.with_book(self.config, self.config.input)
-        return tombstones.load(config.tombstones)
+        return tombstones.load(self._books)
 
     def start(self) -> None:
         if self.config.uids is not None:
