@@ -112,13 +112,16 @@ def _decoded(body: bytes, flags: int) -> Image | None:
 
 
 def _prove_jpeg(body: bytes, header: Header) -> None:
-    scan = 0
-    for marker, _, end in jpeg_segments(body):
+    scan, several = 0, False
+    for marker, start, end in jpeg_segments(body):
+        several |= marker in (0xC2, 0xCA)
         if marker == 0xDA:
-            scan = end
+            scan, several = end, several or body[start] < header.channels
     # After the first scan, since thumbnails have an end of their own. What follows the end is no concern.
     if scan == 0 or body.rfind(_EOI, scan) < 0:
         raise RefusedError("damaged", "cut short")
+    if not several:
+        return
     # An FF in the data of a scan is always followed by something else than DA.
     scans = 1 + body.count(b"\xff\xda", scan)
     if scans > MAX_SCANS or (scans > 20 and scans * header.width * header.height > MAX_SCANNED):
