@@ -135,7 +135,7 @@ def test_a_busy_robots_txt_is_given_its_time(tmp_path: Path) -> None:
     with running(Web()) as web:
         web.answers = {"a.example/robots.txt": reply(429, retry_after="1"), "a.example/1.jpg": PICTURE}
         found, _ = crawl_once(
-            config(web.port, ["a.example"], tmp_path, robots=True), [web.url("a.example/1.jpg")]
+            config(web.port, ["a.example"], tmp_path, robots=True, retries=1), [web.url("a.example/1.jpg")]
         )
         assert found[0].reason == "rules_unavailable"
         first, second = web.starts["a.example"]
@@ -227,7 +227,7 @@ def test_a_dead_host_is_asked_for_its_rules_only(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         urls = [f"http://dead.example:{port}/{i}.jpg" for i in range(300)]
-        found, figures = crawl_once(config(port, ["dead.example"], tmp_path, robots=True), urls)
+        found, figures = crawl_once(config(port, ["dead.example"], tmp_path, robots=True, retries=1), urls)
         assert {(f.reason, f.message) for f in found} == {
             ("connection", "robots.txt: the connection failed or was cut")
         }

@@ -35,8 +35,8 @@ SILENCE_TTL = 30.0
 #: what one worker remembers: rules, and so many more for each origin
 REMEMBERED = 400_000
 ORIGIN_WEIGHT = 10
-#: further attempts; a site whose rules cannot be had is given up sooner than a picture
-RETRIES = 1
+#: further attempts at most: all pictures of a site hang on them, and so does whoever waits for a dead one
+MOST_RETRIES = 2
 #: seconds between looks for what another worker is about to learn
 LOOK_S = 0.05
 
@@ -64,7 +64,8 @@ class Origins:
         )
         self._tdm: _Rules[TdmRules] = _Rules(node, "tdm", self._ask_tdm, TdmRules.from_json)
         # for how long one worker waits for another that learns: what all its attempts may take at most
-        patience = 2 * (RETRIES + 1) * (config.total_timeout + config.max_wait)
+        self._retries = min(config.retries, MOST_RETRIES)
+        patience = 2 * (self._retries + 1) * (config.total_timeout + config.max_wait)
         self._robots.patience = self._tdm.patience = patience
 
     async def close(self) -> None:
@@ -129,17 +130,18 @@ class Origins:
             failure: FetchError | None = None
             try:
                 answer = await self._follow(parse_url(address))
-                if (answer.status < 500 and answer.status != 429) or attempt > RETRIES:
+                if (answer.status < 500 and answer.status != 429) or attempt > self._retries:
                     return answer
             except FetchError as error:
                 failure = error
             if failure is not None and (
                 failure.final
-                or attempt > RETRIES
+                or attempt > self._retries
                 or failure.reason not in ("timeout", "connection", "dns", "bad_answer")
             ):
                 raise failure
-            await asyncio.sleep(min(self._config.max_wait, self._config.backoff * (1 + random.random())))
+            backoff = self._config.backoff * 2 ** (attempt - 1) * (1 + random.random())
+            await asyncio.sleep(min(self._config.max_wait, backoff))
 
     async def _follow(self, url: URL) -> Answer:
         left = self._config.total_timeout
