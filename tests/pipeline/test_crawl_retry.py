@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
 from jobs import cli
+from jobs.saved import load_saved
 from pipeline import commit, manifest, session, storage
 from pipeline.errors import ConfigError
 from pipeline.planning import make_plan
@@ -29,10 +32,13 @@ from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Output, Unit
-from pipeline.stages.crawl.again import choose
+from pipeline.stages.crawl.again import choose, survey
+from pipeline.stages.crawl.retry import RetryStage
+from pipeline.stages.crawl.stage import CrawlStage
 from pipeline.stages.score import ScoreConfig, ScoreStage
-from tests.pipeline.crawl_server import Site, serving
+from tests.pipeline.crawl_server import Site, picture, serving
 from tests.pipeline.folders import crawled, make_foreign, run_here
+from tests.pipeline.object_store import s3_bucket
 from tests.pipeline.test_score import write_model
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
@@ -51,7 +57,7 @@ class Recovering(Site):
             if int(number) % 4 == 1:
                 return web.Response(status=429)
             if int(number) % 4 == 2:
-                await asyncio.sleep(3)
+                await asyncio.sleep(5)
             if int(number) % 8 == 3:
                 return web.Response(status=500)
         await asyncio.sleep(self.slow)
@@ -67,6 +73,7 @@ def _one_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def web_site() -> Iterator[Recovering]:
     site = Recovering()
+    picture(0)  # loads what the server makes pictures with, which would count as a slow answer
     with serving(site):
         yield site
 
@@ -101,7 +108,7 @@ def crawl(source: Path, site: Site, output: Path, *more: str, size: int = 8) -> 
         "shard_size": str(size),
         "image_size": "64",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "0.6",
+        "fetch.read_timeout": "1.5",
         "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_per_host": "16",
@@ -220,7 +227,7 @@ def test_what_fails_again_keeps_its_row_up_to_date(
     folder: Path, site: Recovering, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = state(folder / "images")
-    assert retry(folder / "images", FAILED, "--fetch.read_timeout", "0.3") == 0
+    assert retry(folder / "images", FAILED, "--fetch.read_timeout", "1.0") == 0
     assert state(folder / "images").keys() == before.keys()
     assert {n: data for n, (_, data) in state(folder / "images").items()} == {
         n: data for n, (_, data) in before.items()
@@ -280,6 +287,49 @@ def test_the_stages_behind_redo_only_what_changed(folder: Path, site: Recovering
         make_plan(stage, str(folder / "clip"))
     plan = make_plan(stage, str(folder / "clip"), overwrite=True)
     assert [u.number for u in plan.todo] == [0]
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    with s3_bucket("retried") as url:
+        yield url
+
+
+def test_images_on_an_object_store(folder: Path, site: Recovering, bucket: str) -> None:
+    images, healthy = f"{bucket}/images", f"{bucket}/healthy"
+    for local, there in (("images", images), ("healthy", healthy)):
+        fsspec.filesystem("s3").put(str(folder / local), there.removeprefix("s3://"), recursive=True)
+    site.sick = False
+    saved = load_saved(images)
+    assert isinstance(saved.stage, CrawlStage)
+    places = [(n, f"{images}/{n:08d}.parquet") for n in range(3)]
+    numbers = [n for n, choice in survey(places, Predicate("http_status = 429")) if choice.positions]
+    where = "http_status IN (429, 500) OR reason = 'timeout'"
+    stage = RetryStage(saved.stage.config, images=images, where=where, numbers=numbers)
+    plan = make_plan(stage, images, redo=set(numbers))
+    stage.start()
+    for unit in plan.todo:
+        record = commit.run_and_commit(stage, unit, images, stale=plan.stale[unit.number])
+        assert record["counts"]["dropped"].keys() <= {"opt_out", "refused_address", "http_status"}, record
+    stage.close()
+    for number in numbers:
+        for suffix in (".tar", ".parquet"):
+            name = f"{number:08d}{suffix}"
+            assert storage.read_bytes(f"{images}/{name}") == storage.read_bytes(f"{healthy}/{name}")
+    assert [d.content for d in manifest.list_manifests(images)] == [
+        d.content for d in manifest.list_manifests(healthy)
+    ]
+
+
+def test_failures_of_a_foreign_folder_are_a_list_like_any_other(folder: Path, site: Recovering) -> None:
+    """What docs/retry.md says of img2dataset's folders."""
+    make_foreign(folder / "theirs", {0: [crawled(0, 0), crawled(0, 1, reason="timeout")]})
+    table = pq.read_table(folder / "theirs" / "00000.parquet")
+    pq.write_table(table.filter(pc.field("status") != "success"), folder / "failures.parquet")
+    options = ["--input", str(folder / "failures.parquet"), "--output", str(folder / "again")]
+    _, config, _ = cli.parse_verb("crawl", options)
+    (unit,) = CrawlStage(config.crawl).plan([])
+    assert unit.source["rows"] == [0, 1]
 
 
 class DiesWhileReplacing(ToyStage):

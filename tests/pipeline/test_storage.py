@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import inputs, manifest, session, storage
 from pipeline.errors import ConfigError
 from pipeline.runner import run_stage
+from tests.pipeline.object_store import s3_bucket
 from tests.pipeline.toy_stage import ToyConfig, ToyStage
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """An S3 bucket on loopback; credentials and endpoint as a user sets them, by environment variables."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    before = dict(os.environ)
-    os.environ.update(settings)
-    import fsspec
-
-    fsspec.filesystem("s3").mkdir("pairs")
-    yield "s3://pairs"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
+    with s3_bucket("pairs") as url:
+        yield url
 
 
 @pytest.fixture(params=["local", "s3"])

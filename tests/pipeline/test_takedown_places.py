@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs.cli import main
 from pipeline import commit, manifest, storage
@@ -19,6 +16,7 @@ from pipeline.compact import compact
 from pipeline.fused import Column, Fused
 from pipeline.planning import make_plan
 from tests.pipeline.folders import CRAWL_SCHEMA, FixedConfig, read_tar, run_here
+from tests.pipeline.object_store import s3_bucket
 from tests.pipeline.takedown_world import (
     CountedImages,
     LengthConfig,
@@ -46,17 +44,8 @@ def world(made: World, tmp_path: Path) -> World:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    before = dict(os.environ)
-    os.environ.update({**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
-    fsspec.filesystem("s3").mkdir("takedown")
-    yield "s3://takedown"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
+    with s3_bucket("takedown") as url:
+        yield url
 
 
 def all_parts(base: str) -> dict[str, bytes]:
