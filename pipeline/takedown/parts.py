@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections import Counter
@@ -20,23 +21,33 @@ from pipeline.stage import Counts
 from pipeline.tombstones import TAKEN_DOWN
 
 
-def read_table(url: str) -> tuple[pa.Table, int | None]:
-    """A parquet, and the rows of its row groups where it has several.
+def read_table(url: str, sha256: str) -> tuple[pa.Table, int | None]:
+    """A parquet with this checksum, and the rows of its row groups where it has several.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: it is missing, damaged or cannot be read.
     """
     try:
-        with storage.open_read(url) as stream:
-            file = pq.ParquetFile(stream)
-            groups = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
-            return file.read(), max(groups) if len(groups) > 1 else None
+        data = storage.read_bytes(url)
+        _check(url, hashlib.sha256(data).hexdigest(), sha256)
+        file = pq.ParquetFile(io.BytesIO(data))
+        groups = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
+        return file.read(), max(groups) if len(groups) > 1 else None
     except FileNotFoundError as error:
         raise InputError(f"{url}: the file is missing; rerun its stage, then the takedown") from error
     except pa.ArrowException as error:
         raise InputError(
             f"{url}: not a readable parquet ({error}); delete it, rerun its stage, then the takedown"
         ) from error
+
+
+def _check(url: str, found: str, expected: str) -> None:
+    """A damaged file must not come out of a takedown with a fresh checksum."""
+    if found != expected:
+        raise InputError(
+            f"{url}: its bytes are not those that its manifest lists; run `pairmill verify --fix`, which "
+            "leaves out what was taken down, then the takedown again"
+        )
 
 
 def encode_table(table: pa.Table, row_group: int | None) -> bytes:
@@ -53,8 +64,8 @@ def rows_with(table: pa.Table, keys: Collection[str]) -> pa.BooleanArray:
     return pc.is_in(column, value_set=pa.array(sorted(keys), pa.string()))
 
 
-def copy_tar(url: str, target: Path, without: Collection[str]) -> int:
-    """Copies a tar but for the samples of some keys; returns how many samples it has now.
+def copy_tar(url: str, sha256: str, target: Path, *, without: Collection[str]) -> int:
+    """Copies a tar with this checksum but for the samples of some keys; returns how many samples it has now.
 
     The members that stay are copied with their headers, and the end is padded as tarfile does, so the bytes
     are those that a writer would give who never saw the others.
@@ -64,6 +75,7 @@ def copy_tar(url: str, target: Path, without: Collection[str]) -> int:
     """
     try:
         with storage.local_copy(url) as path:
+            _check(url, storage.sha256_file(path), sha256)
             samples = index_tar(str(path))
             with path.open("rb") as source, target.open("wb") as copy:
                 for start, end in _ranges(samples, without):

@@ -53,6 +53,9 @@ class Unit:
     def url(self, name: str) -> str:
         return storage.join(self.folder, name)
 
+    def sha256(self, name: str) -> str:
+        return str(self.record["files"][name]["sha256"])
+
     @property
     def counts(self) -> Counts:
         return Counts.from_json(self.record["counts"])
@@ -189,7 +192,7 @@ def _new_record(
 def _rewrite_candidates(unit: Unit) -> Rewritten:
     """Rows emptied: the crawl numbers them by their place."""
     name = _needed(unit, ".parquet")
-    table, row_group = parts.read_table(unit.url(name))
+    table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
     keys = candidates.keys(candidates.part_number(name), 0, len(table))
     taken = pc.is_in(keys, value_set=pa.array(sorted(unit.keys), pa.string()))
     data = parts.encode_table(empty_rows(table, taken), row_group)
@@ -200,7 +203,7 @@ def _rewrite_candidates(unit: Unit) -> Rewritten:
 def _rewrite_images(unit: Unit) -> Rewritten:
     """Samples out of the tar, their rows in the parquet emptied, the statistics counted anew."""
     name = _needed(unit, ".parquet")
-    table, row_group = parts.read_table(unit.url(name))
+    table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
     taken = parts.rows_with(table, unit.keys)
     rows = table.filter(taken)
     pictures = {
@@ -215,7 +218,7 @@ def _rewrite_images(unit: Unit) -> Rewritten:
     )
     tar, stats = unit.part(".tar"), unit.part("_stats.json")
     if tar is not None and pictures:
-        parts.copy_tar(unit.url(tar), unit.work / "shard.tar", pictures)
+        parts.copy_tar(unit.url(tar), unit.sha256(tar), unit.work / "shard.tar", without=pictures)
         new.parts[tar] = unit.work / "shard.tar"
     if stats is not None:
         old = json.loads(storage.read_bytes(unit.url(stats)))
@@ -231,7 +234,7 @@ def _rewrite_columns(unit: Unit) -> Rewritten:
     for name in unit.record["files"]:
         if not name.endswith(".parquet"):
             continue
-        table, row_group = parts.read_table(unit.url(name))
+        table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
         if "key" not in table.column_names:
             continue
         taken = parts.rows_with(table, unit.keys)
@@ -248,10 +251,10 @@ def _rewrite_columns(unit: Unit) -> Rewritten:
 def _rewrite_shards(unit: Unit) -> Rewritten:
     """Samples out of tar and parquet; statistics, and the notes that the indexes are written from."""
     name, tar = _needed(unit, ".parquet"), _needed(unit, ".tar")
-    table, row_group = parts.read_table(unit.url(name))
+    table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
     kept = table.filter(pc.invert(parts.rows_with(table, unit.keys)))
     target = unit.work / "shard.tar"
-    samples = parts.copy_tar(unit.url(tar), target, unit.keys)
+    samples = parts.copy_tar(unit.url(tar), unit.sha256(tar), target, without=unit.keys)
     counts = parts.kept_counts(unit.counts, len(table) - len(kept))
     new = Rewritten(
         parts={tar: target, name: parts.encode_table(kept, row_group)},

@@ -16,7 +16,12 @@ from pipeline.errors import InputError
 from pipeline.shards.reader import Sample
 from pipeline.shards.writer import ShardWriter
 from pipeline.stage import Counts
+from pipeline.storage import sha256_file
 from pipeline.takedown.parts import copy_tar, encode_table, fewer_counts, kept_counts, read_table
+
+
+def copy(source: Path, target: Path, without: set[str]) -> int:
+    return copy_tar(str(source), sha256_file(source), target, without=without)
 
 
 def write(path: Path, sizes: list[list[int]], without: set[int] = frozenset()) -> None:
@@ -40,7 +45,7 @@ def test_a_copied_tar_is_one_that_never_had_the_others(
     folder = tmp_path_factory.mktemp("tar")
     write(folder / "all.tar", sizes)
     write(folder / "expected.tar", sizes, without)
-    kept = copy_tar(str(folder / "all.tar"), folder / "copy.tar", {f"{n:012d}" for n in without})
+    kept = copy(folder / "all.tar", folder / "copy.tar", {f"{n:012d}" for n in without})
     assert kept == len(set(range(len(sizes))) - without)
     assert (folder / "copy.tar").read_bytes() == (folder / "expected.tar").read_bytes()
 
@@ -53,7 +58,7 @@ def test_long_names_go_with_their_members(tmp_path: Path, kind: int) -> None:
             info = tarfile.TarInfo(f"{'x' * 120}/{name}.jpg")
             info.size = 700
             tar.addfile(info, io.BytesIO(name.encode() * 700))
-    assert copy_tar(str(tmp_path / "a.tar"), tmp_path / "b.tar", {"b"}) == 2
+    assert copy(tmp_path / "a.tar", tmp_path / "b.tar", {"b"}) == 2
     with tarfile.open(tmp_path / "b.tar") as tar:
         found = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
     assert found == {"a.jpg": b"a" * 700, "c.jpg": b"c" * 700}
@@ -66,20 +71,24 @@ def test_damaged_tars_are_refused(tmp_path: Path) -> None:
     for cut in range(0, 10 * 1024, 512):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         with pytest.raises(InputError):
-            copy_tar(str(tmp_path / "cut.tar"), tmp_path / "copy.tar", {"000000000001"})
+            copy(tmp_path / "cut.tar", tmp_path / "copy.tar", {"000000000001"})
     with pytest.raises(InputError, match="missing"):
-        copy_tar(str(tmp_path / "gone.tar"), tmp_path / "copy.tar", set())
+        copy_tar(str(tmp_path / "gone.tar"), "", tmp_path / "copy.tar", without=set())
+    with pytest.raises(InputError, match="verify --fix"):
+        copy_tar(str(tmp_path / "all.tar"), "0" * 64, tmp_path / "copy.tar", without=set())
 
 
 def test_row_groups_stay(tmp_path: Path) -> None:
     """Dedup reads parts of its tables by them."""
     table = pa.table({"key": [str(i) for i in range(25)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
-    found, row_group = read_table(str(tmp_path / "a.parquet"))
+    found, row_group = read_table(str(tmp_path / "a.parquet"), sha256_file(tmp_path / "a.parquet"))
     (tmp_path / "b.parquet").write_bytes(encode_table(found.slice(1), row_group))
     assert pq.ParquetFile(tmp_path / "b.parquet").metadata.num_row_groups == 3
     pq.write_table(table, tmp_path / "c.parquet")
-    assert read_table(str(tmp_path / "c.parquet"))[1] is None
+    assert read_table(str(tmp_path / "c.parquet"), sha256_file(tmp_path / "c.parquet"))[1] is None
+    with pytest.raises(InputError, match="verify --fix"):
+        read_table(str(tmp_path / "c.parquet"), "0" * 64)
 
 
 def test_counts() -> None:
