@@ -31,8 +31,8 @@ AGENT = "pairmill"
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: the body of an error page up to this size is read, so that its connection can be used again
 DRAINED_BYTES = 16 << 10
-#: so much of a body is taken from a socket before its reader must have caught up (twice this, at most)
-BUFFER_BYTES = 256 << 10
+#: a body is read ahead of its reader by twice this, and by what one read of the socket brings (256 KiB)
+BUFFER_BYTES = 128 << 10
 #: idle connections are kept so long (seconds), to as many hosts as there are requests at a time
 KEEP_ALIVE_S = 15.0
 
