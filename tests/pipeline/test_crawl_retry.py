@@ -4,6 +4,7 @@ a crawl that went well."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -101,14 +102,14 @@ def write_list(path: Path, site: Site, rows: int = ROWS) -> Path:
     return path
 
 
-def crawl(source: Path, site: Site, output: Path, *more: str, size: int = 8) -> int:
+def crawl(source: Path, site: Recovering, output: Path, *more: str, size: int = 8) -> int:
     options = {
         "input": str(source),
         "output": str(output),
         "shard_size": str(size),
         "image_size": "64",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "1.5",
+        "fetch.read_timeout": "1.5" if site.sick else "20",
         "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_per_host": "16",
@@ -134,7 +135,8 @@ def folder(crawled_once: Path, tmp_path: Path, site: Recovering) -> Path:
 
 
 def retry(output: Path, where: str, *more: str) -> int:
-    return cli.main(["retry", str(output), "--where", where, *more])
+    """Patient, unless told otherwise: the machine may be busy, and the site is well."""
+    return cli.main(["retry", str(output), "--where", where, "--fetch.read_timeout", "20", *more])
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
@@ -227,12 +229,13 @@ def test_what_fails_again_keeps_its_row_up_to_date(
     folder: Path, site: Recovering, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = state(folder / "images")
-    assert retry(folder / "images", FAILED, "--fetch.read_timeout", "1.0") == 0
+    failed = sum(r["reason"] == "timeout" or r["http_status"] == 429 for r in rows_of(folder / "images"))
+    assert retry(folder / "images", FAILED, "--fetch.read_timeout", "1.5") == 0
     assert state(folder / "images").keys() == before.keys()
     assert {n: data for n, (_, data) in state(folder / "images").items()} == {
         n: data for n, (_, data) in before.items()
     }, "the same failures are the same bytes"
-    assert "0 of 10 rows have their picture now; 0 shards are new" in capsys.readouterr().out
+    assert f"0 of {failed} rows have their picture now; 0 shards are new" in capsys.readouterr().out
 
 
 def test_mistakes_are_told(folder: Path, site: Recovering, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,7 +308,9 @@ def test_images_on_an_object_store(folder: Path, site: Recovering, bucket: str) 
     places = [(n, f"{images}/{n:08d}.parquet") for n in range(3)]
     numbers = [n for n, choice in survey(places, Predicate("http_status = 429")) if choice.positions]
     where = "http_status IN (429, 500) OR reason = 'timeout'"
-    stage = RetryStage(saved.stage.config, images=images, where=where, numbers=numbers)
+    config = saved.stage.config
+    patient = dataclasses.replace(config, fetch=dataclasses.replace(config.fetch, read_timeout=20.0))
+    stage = RetryStage(patient, images=images, where=where, numbers=numbers)
     plan = make_plan(stage, images, redo=set(numbers))
     stage.start()
     for unit in plan.todo:

@@ -23,7 +23,7 @@ from pipeline.planning import make_plan
 from pipeline.stage import Stage
 from pipeline.stages.crawl.retry import RetryStage
 from pipeline.stages.pack import Pack, PackConfig
-from tests.pipeline.crawl_server import Site, serving
+from tests.pipeline.crawl_server import Site, picture, serving
 from tests.pipeline.folders import read_tar, run_here
 from tests.pipeline.test_crawl import write_list
 from tests.pipeline.test_score import write_model
@@ -31,6 +31,7 @@ from tests.pipeline.test_score import write_model
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
+    picture(0)  # loads what the server makes pictures with, which would count as a slow answer
     with serving(Site()) as running:
         yield running
 
@@ -64,7 +65,7 @@ def stages(verb: str, world: Path, site: Site, output: Path, *more: str) -> list
         "image_size": "64",
         "min_image_size": "30",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "0.3",
+        "fetch.read_timeout": "1.0",
         "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_bytes": "300000",
@@ -361,7 +362,7 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
         "image_size": "64",
         "min_image_size": "30",
         "fetch.allow_private": json.dumps([site.name]),
-        "fetch.read_timeout": "0.3",
+        "fetch.read_timeout": "1.0",
         "fetch.retries": "0",
         "fetch.backoff": "0.01",
         "fetch.max_bytes": "300000",
