@@ -7,6 +7,7 @@ fsync of the folder. On object stores: a local file, then one upload.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -32,6 +34,8 @@ from pipeline.listings import read_dates_quickly
 log = logging.getLogger(__name__)
 
 TEMP_MARK = ".pairmill-tmp-"
+#: an upload to an object store is given up after so many seconds, and one more for each so many bytes
+SEND_SECONDS, SLOWEST = 300.0, 50_000
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ def write_bytes(url: str, data: bytes) -> None:
             temp.write_bytes(data)
     else:
         fs, path = resolve(url)
-        fs.pipe_file(path, data)
+        with _naming_object(url):
+            _send(fs, "pipe_file", path, data, size=len(data))
 
 
 def put_file(source: Path, url: str) -> None:
@@ -203,12 +208,43 @@ def put_file(source: Path, url: str) -> None:
         return
     fs, path = resolve(url)
     size = source.stat().st_size
-    # one PUT, or a multipart upload that is given up on an error; both carry checksums the store compares
-    fs.put_file(str(source), path)
-    stored = fs.info(path)["size"]
+    with _naming_object(url):
+        # one PUT, or a multipart upload that is given up on an error; both carry checksums the store compares
+        _send(fs, "put_file", str(source), path, size=size)
+        stored = fs.info(path)["size"]
     if stored != size:
         raise OSError(f"{url} has {stored} bytes after its upload, not {size}")
     source.unlink()
+
+
+def _send(fs: fsspec.AbstractFileSystem, method: str, *arguments: Any, size: int) -> None:
+    """Calls a writing method of an object store, and gives it up when `size` bytes take far too long.
+
+    s3fs has timeouts of its own, but now and then waits for ever for a store that has gone silent.
+    """
+    if not getattr(fs, "async_impl", False):
+        getattr(fs, method)(*arguments)
+        return
+    seconds = SEND_SECONDS + size / SLOWEST
+
+    async def bounded() -> None:
+        task = asyncio.ensure_future(getattr(fs, f"_{method}")(*arguments))
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            task.cancel()  # and no waiting for that: what hangs may not hear it
+            raise TimeoutError(f"not done after {seconds:.0f} s; given up")
+        task.result()
+
+    sync(fs.loop, bounded)
+
+
+@contextlib.contextmanager
+def _naming_object(url: str) -> Iterator[None]:
+    """Makes an OSError of what the clients of object stores raise, each of its own kind."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{url} cannot be written: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -103,14 +103,16 @@ class Wire:
                     self._disturb(client)
                     break
                 server.sendall(data)
-        server.close()
+        for end in (server, client):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
+            end.close()
 
     def _disturb(self, client: socket.socket) -> None:
         if self.trouble == "silence":
             while self.trouble and client.recv(1 << 16):
                 pass
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
 
     def _down(self, client: socket.socket, server: socket.socket, sent: list[int]) -> None:
         with contextlib.suppress(OSError):
@@ -118,7 +120,7 @@ class Wire:
                 sent[0] = 0
                 client.sendall(data)
         with contextlib.suppress(OSError):
-            client.close()
+            client.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.trouble = ""
