@@ -94,13 +94,15 @@ PAGE = b"""<img src=http://cdn.bad.example/a.jpg alt="one"> <img src=/b.jpg alt=
 <img src=http://fine.example/c.jpg alt="three">"""
 
 
-def stage(folder: Path, text: str, **more: bool) -> DiscoverStage:
+def stage(folder: Path, text: str, *, block_pages: bool = False) -> DiscoverStage:
     (folder / "list.txt").write_text(text)
     pages = {"http://site.example/": PAGE, "http://www.bad.example/": PAGE}
     if not (folder / "x.warc.gz").exists():
         (folder / "x.warc.gz").write_bytes(made.warc(pages))
     return DiscoverStage(
-        DiscoverConfig(input=str(folder / "x.warc.gz"), block_domains=str(folder / "list.txt"), **more)
+        DiscoverConfig(
+            input=str(folder / "x.warc.gz"), block_domains=str(folder / "list.txt"), block_pages=block_pages
+        )
     )
 
 
@@ -120,8 +122,8 @@ def test_pictures_of_blocked_domains_are_dropped_and_pages_where_asked(tmp_path:
 
 
 def test_what_a_list_blocks_is_part_of_the_digest_and_how_it_is_written_is_not(tmp_path: Path) -> None:
-    def digest(text: str, **more: bool) -> str:
-        built = stage(tmp_path, text, **more)
+    def digest(text: str, *, block_pages: bool = False) -> str:
+        built = stage(tmp_path, text, block_pages=block_pages)
         return built.plan([])[0].digest(built)
 
     base = digest("bad.example\nworse.example")

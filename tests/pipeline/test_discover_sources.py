@@ -194,18 +194,17 @@ def test_a_file_that_is_exchanged_meanwhile_is_refused(server: Server) -> None:
         table(server, plan)
 
 
-def test_a_missing_file_and_a_refusal_are_not_asked_for_again(server: Server) -> None:
-    for status, error in (
-        (404, FileNotFoundError),
-        (410, FileNotFoundError),
-        (401, InputError),
-        (451, InputError),
-    ):
-        server.requests.clear()
-        server.plan = lambda number, status=status: status
-        with pytest.raises(error):
-            open_stream(f"{server.url}x", IMPATIENT).read(1)
-        assert len(server.requests) == 1
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(404, FileNotFoundError), (410, FileNotFoundError), (401, InputError), (451, InputError)],
+)
+def test_a_missing_file_and_a_refusal_are_not_asked_for_again(
+    server: Server, status: int, error: type[Exception]
+) -> None:
+    server.plan = lambda number: status
+    with pytest.raises(error):
+        open_stream(f"{server.url}x", IMPATIENT).read(1)
+    assert len(server.requests) == 1
 
 
 def test_a_redirect_leads_to_http_alone(server: Server, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jobs.bench.discover_run import main as run_ours
 from jobs.bench.webarchive import make
 from pipeline.stages.discover import wat
+from pipeline.stages.discover.html import Page
 from tests.pipeline.web_archives import wat_record
 
 _texts = st.text(max_size=8) | st.text(st.sampled_from('{}",:\\[]/ IMG@/src"path'), max_size=12)
@@ -64,7 +65,12 @@ def test_records_as_common_crawl_writes_them_are_not_parsed_as_a_whole(
     make(tmp_path / "x.wat.gz", 60, seed=3)
     wholes: list[bytes] = []
     real = wat._read_whole
-    monkeypatch.setattr(wat, "_read_whole", lambda payload: wholes.append(payload) or real(payload))
+
+    def noted(payload: bytes) -> Page:
+        wholes.append(payload)
+        return real(payload)
+
+    monkeypatch.setattr(wat, "_read_whole", noted)
     with (tmp_path / "x.wat.gz").open("rb") as stream:
         pages = [wat.read_page(r.reader.read()) for r in ArchiveIterator(stream, parse_http=False)]
     found = [page for page in pages if page]

@@ -157,9 +157,9 @@ class ResumedStream:
         self.close()
 
 
-def _passing_errors() -> tuple[type[BaseException], ...]:
+def _passing_errors() -> tuple[type[Exception], ...]:
     """What reading from a network may raise; of the libraries below fsspec only those that are loaded."""
-    found: list[type[BaseException]] = [OSError, http.client.HTTPException, TimeoutError]
+    found: list[type[Exception]] = [OSError, http.client.HTTPException, TimeoutError]
     for module, name in (
         ("aiohttp", "ClientError"),
         ("botocore.exceptions", "BotoCoreError"),
