@@ -4,6 +4,11 @@ stored; every crash ends in the same bytes."""
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,12 +357,11 @@ def test_a_retry_judges_what_comes_now_and_keeps_what_was_judged(
     assert make_plan(alone, output).todo == []
 
 
-@pytest.mark.prove
-@pytest.mark.prove_ci
-def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
+def command(world: Path, site: Site, folder: Path) -> list[str]:
+    """The fused crawl as a user types it."""
     options = {
         "input": str(world / "list.parquet"),
-        "output": str(tmp_path / "images"),
+        "output": str(folder / "images"),
         "shard_size": "20",
         "image_size": "64",
         "min_image_size": "30",
@@ -367,12 +371,19 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
         "fetch.backoff": "0.01",
         "fetch.max_bytes": "300000",
         "fused.floor": f"clip_score >= {median(world)!r}",
-        "fused.output": str(tmp_path / "clip"),
+        "fused.output": str(folder / "clip"),
         "fused.score.model": str(world / "run" / "model"),
         "fused.score.batch_size": "8",
         "workers": "1",
     }
-    argv = ["crawl", *(w for k, v in options.items() for w in (f"--{k}", v))]
+    return ["crawl", *(w for k, v in options.items() for w in (f"--{k}", v))]
+
+
+@pytest.mark.prove
+@pytest.mark.prove_ci
+def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
+    argv = command(world, site, tmp_path)
+    site.hits.clear()
     assert cli.main(argv) == 0
     assert shards(tmp_path / "clip") == shards(world / "clip")
     site.hits.clear()
@@ -382,3 +393,28 @@ def test_on_the_real_runner(tmp_path: Path, world: Path, site: Site) -> None:
     assert cli.main(["retry", str(tmp_path / "images"), "--where", "reason = 'timeout'"]) == 0
     assert site.hits["/stream/silence"] == 1, "one row of the whole list"
     assert cli.main(argv) == 0
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("seconds", [0.0, 0.4, 1.0, 2.0])
+def test_killed_at_any_moment_a_rerun_ends_in_the_same_bytes(
+    tmp_path: Path, world: Path, site: Site, seconds: float
+) -> None:
+    run_here(fused(world, site, tmp_path / "undisturbed"), tmp_path / "undisturbed" / "images")
+    argv = command(world, site, tmp_path)
+    site.hits.clear()
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *argv], start_new_session=True)
+    while process.poll() is None and not site.hits["/picture/15.jpg"]:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2.0)  # Ray ends the workers of a driver that is gone
+    site.hits.clear()
+    assert cli.main(argv) == 0
+    for name in ("images", "clip"):
+        assert shards(tmp_path / name) == shards(tmp_path / "undisturbed" / name)
+        done = manifest.list_manifests(str(tmp_path / name))
+        assert [d.number for d in done] == [0, 1, 2]
+    assert cli.main(["score", "--config", str(tmp_path / "clip" / "_pairmill" / "config.yaml")]) == 0
+    assert cli.main(["verify", str(tmp_path / "images"), str(tmp_path / "clip")]) == 0
