@@ -66,9 +66,9 @@ def make_plan(
     digest_of = digester(stage)
     for unit in chosen:
         digest, before = digest_of(unit), standing.get(unit.number, [])
-        files = {f"{stage.prefix}{shard_name(unit.number)}{s}" for s in stage.suffixes}
+        stem = f"{stage.prefix}{shard_name(unit.number)}"
         same = any(done.digest == digest for done in before)
-        if same and files <= names and redo is None:
+        if same and redo is None and all(stem + suffix in names for suffix in stage.suffixes):
             continue
         if before and not same and not overwrite:
             _refuse_unless_allowed(stage, unit, before[-1], output)
