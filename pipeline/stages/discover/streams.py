@@ -113,7 +113,7 @@ class ResumedStream:
                 data = self._connection.read(size)
             except (FileNotFoundError, PermissionError):  # time will not mend these
                 raise
-            except (_PassingError, *_passing_errors()) as error:
+            except _passing_errors() as error:
                 self.close()
                 self._wait(error)
                 continue
@@ -159,11 +159,12 @@ class ResumedStream:
 
 def _passing_errors() -> tuple[type[Exception], ...]:
     """What reading from a network may raise; of the libraries below fsspec only those that are loaded."""
-    found: list[type[Exception]] = [OSError, http.client.HTTPException, TimeoutError]
+    found: list[type[Exception]] = [_PassingError, OSError, http.client.HTTPException]
     for module, name in (
         ("aiohttp", "ClientError"),
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
+        ("asyncio.exceptions", "TimeoutError"),  # no OSError before Python 3.11
         ("fsspec.exceptions", "FSTimeoutError"),
     ):
         if module in sys.modules:
