@@ -206,6 +206,17 @@ def test_sixteen_bits_are_scaled(shape: tuple[int, ...]) -> None:
     assert {0, 255} <= set(np.unique(found))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_large_pictures_are_blended_like_small_ones(bits: int) -> None:
+    """They are, some rows at a time."""
+    image = np.random.default_rng(2).integers(0, 256, (1001, 1500, 4), dtype=np.uint8)
+    alpha = image[..., 3:] / 255
+    wanted = image[..., :3] * alpha + 255 * (1 - alpha)
+    stored = image if bits == 8 else image.astype(np.uint16) * 257
+    body = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    assert np.abs(seen_by_us(body, encode_quality=1) - wanted).max() <= 1
+
+
 def test_cmyk_is_no_negative() -> None:
     cmyk = colour().convert("CMYK")
     body = save(cmyk, "JPEG", quality=95)  # Adobe's marker, inverted

@@ -64,19 +64,14 @@ def decode(body: bytes, header: Header, *, turn: int = 1, shrink: int = 1) -> Im
 
     Raises RefusedError (`damaged`) where the decoder gives up, or had to invent the rest.
     """
-    import cv2
-
     image = _decoded(body, _flags(header, shrink))
     if image is None:
         raise RefusedError("damaged", "cannot be decoded")
     if header.format == "jpeg" and _ran_dry(body, image, header, shrink):
         raise RefusedError("damaged", "cut short")
-    if image.dtype != "uint8":
-        image = cv2.convertScaleAbs(image, alpha=255 / 65535)
+    image = _plain(image)
     if header.format == "png" and image.ndim == 2:
         _transparent_grey(body, image, header)
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = _on_white(image)
     return _upright(image, turn)
 
 
@@ -206,6 +201,26 @@ def _transparent_grey(body: bytes, image: Image, header: Header) -> None:
             image[image == round(shade * 255 / ((1 << header.bits) - 1))] = 255
         if kind in (b"tRNS", b"IDAT"):
             return
+
+
+def _plain(image: Image) -> Image:
+    """Eight bits, on white; some rows at a time, since 16-bit pictures with alpha take 8 bytes a pixel."""
+    import cv2
+    import numpy as np
+
+    see_through = image.ndim == 3 and image.shape[2] == 4
+    if image.dtype == np.uint8 and not see_through:
+        return image
+    made = np.empty((*image.shape[:2], 3) if see_through else image.shape, np.uint8)
+    rows = max(1, (1 << 20) // image.shape[1])
+    for top in range(0, image.shape[0], rows):
+        block = image[top : top + rows]
+        if block.dtype != np.uint8:
+            block = cv2.convertScaleAbs(block, alpha=255 / 65535)
+        made[top : top + rows] = (
+            _on_white(block) if see_through else block.reshape(made[top : top + rows].shape)
+        )
+    return made
 
 
 def _on_white(image: Image) -> Image:
