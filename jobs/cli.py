@@ -27,8 +27,8 @@ from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
 VERBS = {
     "discover": "find image-text pairs in web archives (WARC, WAT)",
     "crawl": "fetch the pictures of candidates or of any list of URLs",
-    "score": "score every picture with its caption (a column)",
-    "dedup": "mark duplicates over all shards (a column)",
+    "score": "judge pictures, captions or candidates (a column)",
+    "dedup": "mark duplicates among images or candidates (a column)",
     "pack": "write training shards by a rule over the columns",
     "train": "train a vision-language model on shards",
     "evaluate": "evaluate a trained model on a fixed pool",
