@@ -127,7 +127,7 @@ def test_reduced_decoding_agrees(mode: str) -> None:
             options = ImageOptions(image_size=size, resize_mode=mode)  # type: ignore[arg-type]
             if reduction(options, width, height) > 1:
                 found.append(psnr(*both(body, image_size=size, resize_mode=mode)))
-    assert len(found) > 10
+    assert len(found) >= 6
     assert min(found) >= 36, found
     assert median(found) >= 40, found
 

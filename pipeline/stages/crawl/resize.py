@@ -135,8 +135,8 @@ def _halved(image: Image, extent: tuple[float, float], size: tuple[int, int], ti
     while times / whole >= _NEXT_POWER:
         whole *= 2
     columns, rows = size[0] * whole, size[1] * whole
-    scale = {"fx": columns / extent[0], "fy": rows / extent[1]}
-    image = cv2.resize(image, None, interpolation=cv2.INTER_LINEAR, **scale)[:rows, :columns]
+    across, down = columns / extent[0], rows / extent[1]
+    image = cv2.resize(image, None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR)[:rows, :columns]
     while whole > 1:
         whole //= 2
         image = cv2.resize(image, (size[0] * whole, size[1] * whole), interpolation=cv2.INTER_AREA)
