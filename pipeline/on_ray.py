@@ -147,7 +147,7 @@ class Pool:
         """Starts one more worker."""
         need = self.stage.resources
         remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_restarts=0, max_task_retries=0)
-        actor = remote(Worker).remote(self.stage, self.output)
+        actor: Any = remote(Worker).remote(self.stage, self.output)
         self.flights[actor.start.remote()] = _Flight(actor, None)
 
     def hand(self, unit: Unit, stale: list[str]) -> None:
