@@ -152,8 +152,10 @@ def _bundle(work: Path, certificate: Path) -> Path:
     return bundle
 
 
-_OPTIONS = {"resize_only_if_bigger": "true", "encode_format": "jpg", "encode_quality": "95"}
-_OPTIONS_AS_CODE = 'resize_only_if_bigger=True, encode_format="jpg", encode_quality=95'
+_OPTIONS = {
+    "resize_only_if_bigger": "true", "encode_format": "jpg", "encode_quality": "95", "skip_reencode": "false",
+}  # fmt: skip
+_OPTIONS_AS_CODE = 'resize_only_if_bigger=True, encode_format="jpg", encode_quality=95, skip_reencode=False'
 
 
 def _ours(work: Path, urls: Path, size: int, port: int, certificate: Path | None) -> Cost:
