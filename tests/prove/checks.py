@@ -75,8 +75,10 @@ def checksums(output: str) -> dict[str, str]:
             if not facts.get("volatile"):
                 data = storage.read_bytes(storage.join(output, name))
                 found[name] = hashlib.sha256(data).hexdigest()
-    for done in manifest.list_manifests(output):
-        found[f"{done.number}.{done.digest}"] = done.content
+    times: Counter[int] = Counter()
+    for done in manifest.list_manifests(output):  # by number: the digest marks where foreign inputs lie
+        times[done.number] += 1
+        found[f"manifest {times[done.number]} of {done.number}"] = done.content
     for info in storage.list_files(output):  # nothing that no manifest names
         found.setdefault(storage.basename(info.url).replace("_stats.json", "_stats"), "")
     return found
