@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.environment import ensure, version
+from jobs.bench.environment import FOLDER, ensure, version
 from jobs.bench.measure import Cost, marginal, measure
 from jobs.bench.pictures import MIX
 from jobs.bench.webserver import host, serving
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each size, in turn")
     parser.add_argument("--schemes", nargs="+", default=["http", "https"], choices=["http", "https"])
     parser.add_argument("--only", help="one size of the mix alone, such as 640x480")
-    parser.add_argument("--environments", default=".bench", help="folder for the peer's environment")
+    parser.add_argument("--environments", type=Path, default=FOLDER, help="folder for the peer's environment")
     parser.add_argument("--json", help="file for the figures as JSON")
     known = parser.parse_args(list(argv))
     small, large = known.sizes
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     mix = [e for e in MIX if known.only in (None, f"{e.width}x{e.height}")]
     if not mix:
         raise ConfigError(f"--only {known.only} is no size of the mix: {', '.join(map(str, MIX))}")
-    peer = ensure(Path(known.environments) / "img2dataset", [PEER])
+    peer = ensure(known.environments / "img2dataset", [PEER])
     print(f"mix: {', '.join(map(str, mix))}")
     print("to: shorter side 256, JPEG quality 95, all encoded anew; one worker; " + _versions(peer))
     with tempfile.TemporaryDirectory(prefix="pairmill-bench-") as folder:

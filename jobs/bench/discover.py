@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="pairmill-bench-") as scratch:
         folder = Path(known.folder or scratch).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        return _run(folder, known.pages, known.repeats, known.seed, Path(known.environment))
+        return _run(folder, known.pages, known.repeats, known.seed, known.environments / "cc2dataset")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -85,9 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="keep the WAT files here instead of a temporary folder")
     parser.add_argument(
-        "--environment",
-        default=str(Path.home() / ".cache" / "pairmill" / "bench-cc2dataset"),
-        help="folder of the virtual environment that cc2dataset is installed into",
+        "--environments", type=Path, default=environment.FOLDER, help="folder for the peer's environment"
     )
     known = parser.parse_args(list(argv))
     if known.pages < 3 or known.repeats < 1:

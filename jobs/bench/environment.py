@@ -10,6 +10,9 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 
+#: where they are kept from one run to the next
+FOLDER = Path.home() / ".cache" / "pairmill" / "bench"
+
 _VERSIONS = "import importlib.metadata as m, sys; print(*(m.version(n) for n in sys.argv[1:]))"
 
 
