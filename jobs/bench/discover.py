@@ -37,6 +37,8 @@ from cc2dataset.main import process_wat
 logger.remove()
 print(json.dumps({"rows": sum(1 for _ in process_wat(sys.argv[1], "image"))}))
 """
+#: fewer take less time than the samples of it can tell
+MIN_PAGES = 600
 #: what both sides have to do before any work of their own
 _FLOOR_CODE = """
 import json, sys
@@ -88,8 +90,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--environments", type=Path, default=environment.FOLDER, help="folder for the peer's environment"
     )
     known = parser.parse_args(list(argv))
-    if known.pages < 3 or known.repeats < 1:
-        raise ConfigError(f"--pages {known.pages} must be 3 or more, --repeats {known.repeats} 1 or more")
+    if known.pages < MIN_PAGES or known.repeats < 1:
+        raise ConfigError(
+            f"--pages {known.pages} must be {MIN_PAGES} or more, --repeats {known.repeats} 1 or more"
+        )
     return known
 
 
