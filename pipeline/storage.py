@@ -227,15 +227,17 @@ def _send(fs: fsspec.AbstractFileSystem, method: str, *arguments: Any, size: int
         return
     seconds = SEND_SECONDS + size / SLOWEST
 
-    async def bounded() -> None:
+    async def bounded() -> bool:
         task = asyncio.ensure_future(getattr(fs, f"_{method}")(*arguments))
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             task.cancel()  # and no waiting for that: what hangs may not hear it
-            raise TimeoutError(f"not done after {seconds:.0f} s; given up")
+            return False
         task.result()
+        return True
 
-    sync(fs.loop, bounded)
+    if not sync(fs.loop, bounded):
+        raise TimeoutError(f"not done after {seconds:.0f} s; given up")
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def test_workers_are_killed(
     killer.join()
     assert killer.killed
     assert (summary.exit_code, summary.done) == (0, UNITS)
+    an_hour_later(Path(output))
     damage = compare(undisturbed.place(name), output)
     figures.note(f"SIGKILL of workers: {name}", damage, time.monotonic() - clock)
     assert not damage

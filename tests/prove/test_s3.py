@@ -140,7 +140,10 @@ def test_uploads_that_are_cut(undisturbed: World, wire: Wire, figures: Figures, 
 
 
 @pytest.mark.prove_ci
-def test_uploads_that_are_never_answered(wire: Wire, tmp_path: Path, figures: Figures, clock: float) -> None:
+def test_uploads_that_are_never_answered(
+    wire: Wire, tmp_path: Path, figures: Figures, clock: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "SEND_SECONDS", 12.0)
     output, stage = f"{BUCKET}/silence", BadStage(BadConfig(units=3, size=20_000))
     wire.trouble = "silence"
     with pytest.raises(
