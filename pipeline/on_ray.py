@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from pipeline import scratch, session
+from pipeline import memory, scratch, session
 from pipeline.commit import run_and_commit
 from pipeline.errors import ConfigError
 from pipeline.runner_options import RayOptions
@@ -68,6 +68,7 @@ class Worker:
         self.started = False
 
     def start(self) -> None:
+        memory.keep_freed()
         scratch.sweep()
         self.stage.start()
         self.started = True
