@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import os
 import random
 import threading
 import time
@@ -14,9 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
-from pipeline import session
+from pipeline import session, storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
@@ -25,6 +23,7 @@ from pipeline.stages.discover import DiscoverConfig, DiscoverStage, streams
 from pipeline.stages.discover.sources import archives, read_paths
 from pipeline.stages.discover.streams import ReadConfig, ResumedStream, open_stream
 from tests.pipeline import web_archives as made
+from tests.pipeline.object_store import s3_bucket
 
 IMPATIENT = ReadConfig(attempts=6, wait=0.001, timeout=5)
 
@@ -327,27 +326,9 @@ def test_what_is_no_list_of_archives_is_refused(tmp_path: Path, data: bytes, mes
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    before = dict(os.environ)
-    os.environ.update(settings)
-    import fsspec
-
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.mkdir("commoncrawl")
-    fs.pipe_file("commoncrawl/wat/x.wat.gz", WAT)
-    fsspec.filesystem("s3").clear_instance_cache()
-    yield "s3://commoncrawl/"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
+    with s3_bucket("commoncrawl") as url:
+        storage.write_bytes(storage.join(url, "wat/x.wat.gz"), WAT)
+        yield f"{url}/"
 
 
 def test_archives_on_s3_are_read_in_ranges_and_taken_up_again(
