@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 #: how long workers get to close what they hold
 CLOSE_SECONDS = 3.0
-#: how long Ray's helpers outlive a driver that was killed, a few times this; Ray's own value is 10
-HELPER_CHECK_SECONDS = "2"
 
 
 @contextlib.contextmanager
@@ -35,15 +33,13 @@ def ray_session(options: RayOptions) -> Iterator[None]:
     """A Ray to run on: the one that already runs in this process, the cluster at `address`, or a new one.
 
     One that is started here ends with this process, also by SIGKILL: its servers at once, its workers within
-    seconds, two helpers without work within half a minute.
+    seconds, two helpers without work within about a minute.
     """
     if ray.is_initialized():
         yield
         return
     # Ray warns about accelerators on machines that have none, unless told what it may do.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for helper in ("DASHBOARD_AGENT", "RUNTIME_ENV_AGENT"):
-        os.environ.setdefault(f"RAY_{helper}_CHECK_PARENT_INTERVAL_S", HELPER_CHECK_SECONDS)
     # Ray listens on all interfaces and, by default, refuses clients without this user's token. It says so
     # at every start, before its own logging level counts.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
