@@ -93,6 +93,7 @@ def test_a_cut_is_found_wherever_it_is(data: bytes) -> None:
         (b"PK\x03\x04", "not a WARC or WAT"),
         (PLAIN + b"garbage", "damaged|cut off"),
         (PACKED + b"garbage", "damaged|no gzip"),
+        (PACKED + b"\x1f", "cut off"),
         (members([b"WARC/1.0\r\nnonsense"]), "cut off|damaged"),
     ],
 )

@@ -201,6 +201,8 @@ def _check_members(source: Source, name: str) -> None:
         if not inflater.eof or size < (_record_length(text) or 0):
             raise _cut(name, source.position - len(data))
         data = inflater.unused_data
+    if data and GZIP_MAGIC.startswith(data):  # the first byte of a further member
+        raise _cut(name, source.position - len(data))
     if data:
         raise InputError(
             f"archive {name}: {len(data)} bytes behind the last record are no gzip; fetch it again"
