@@ -3,7 +3,7 @@
     pairmill bench crawl --sizes 1000 4000 --repeat 3
 
 Both fetch the same list from the same server (loopback, a process of its own) with the same output options,
-in turn. Beside them the bare cost: the same decoding, resizing and encoding, fed from memory.
+in turn. Beside them the bare cost: the same decoding, resizing and encoding in as many threads, from memory.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ MEGABYTE = 1 << 20
 
 _BARE = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from jobs.bench.pictures import make_pictures
-from pipeline.stages.crawl.images import ImageOptions, Processor
-process = Processor(ImageOptions(image_size=256, resize_mode="keep_ratio", {options}))
-pictures = make_pictures({only!r})
-for number in range(int(sys.argv[1])):
-    found = process(pictures[number % len(pictures)])
-    assert found.data, found
+from pipeline import memory
+from pipeline.stages.crawl.config import CrawlConfig
+from pipeline.stages.crawl.images import Processor
+memory.keep_freed()
+config = CrawlConfig(image_size=256, resize_mode="keep_ratio", {options})
+process, pictures = Processor(config), make_pictures({only!r})
+with ThreadPoolExecutor(config.decode_threads) as threads:
+    bodies = (pictures[number % len(pictures)] for number in range(int(sys.argv[1])))
+    assert all(found.data for found in threads.map(process, bodies))
 """
 
 
