@@ -1,7 +1,7 @@
 """CPU of a thousand WAT records: `pairmill discover` beside cc2dataset, on the same file, in turn.
 
     pairmill bench discover
-    pairmill bench discover --pages 8000 --repeats 7 --folder /tmp/bench
+    pairmill bench discover --pages 8000 --repeats 7 --folder wat-files
 
 A WAT is made up in the proportions of Common Crawl's (`jobs.bench.webarchive`), in two sizes. Each side
 reads a file in a process of its own, from the compressed bytes to its rows in memory: cc2dataset by
