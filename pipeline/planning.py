@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import commit, manifest, storage
+from pipeline import commit, manifest, memory, storage
 from pipeline.errors import ConfigError
 from pipeline.manifest import Done
 from pipeline.settings import differences, semantic_config
@@ -29,6 +29,7 @@ class Plan:
         return len(self.units) - len(self.todo)
 
 
+@memory.collector_paused()
 def make_plan(
     stage: Stage,
     output: str,

@@ -88,13 +88,17 @@ def seconds_of_plan(folder: Path, stage: Many) -> float:
 
 
 MEMORY = """
-import resource, sys
+import sys
+from pathlib import Path
 from pipeline.planning import make_plan
 from tests.pipeline.test_planning import Many
+def peak():  # of this process alone; that of getrusage begins with its parent's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 stage = Many(int(sys.argv[2]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 assert make_plan(stage, sys.argv[1]).todo == []
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024)
 """
 
 
@@ -141,7 +145,7 @@ def test_a_hundred_thousand_units(tmp_path: Path) -> None:
     assert slow <= 15 * quick
     assert slow < 15
     assert merged < 15
-    assert memory < 500
+    assert 10 < memory < 500
 
 
 def test_a_planned_crawl_does_not_count_its_lists_again(
