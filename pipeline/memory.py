@@ -1,9 +1,9 @@
 """Memory of workers and of plans: what the defaults of glibc and of Python's collector cost.
 
 glibc gives large blocks back to the kernel at each `free`. A decoded picture is such a block: asked for
-again, every one of its pages is faulted in anew and zeroed, 1.1 of 5.5 ms of CPU a picture in the crawl's threads.
-Arenas of their own for threads make it worse, and keep more memory than they use. So workers keep up to
-`KEPT_BYTES` of what was freed, in one arena.
+again, every one of its pages is faulted in anew and zeroed, 1.1 of 5.5 ms of CPU a picture in the crawl's
+threads. Arenas of their own for threads make it worse, and keep more memory than they use. So workers keep up
+to `KEPT_BYTES` of what was freed, in one arena.
 """
 
 from __future__ import annotations
