@@ -34,11 +34,12 @@ class SelfAttention(nn.Module):
     CLIP do; BERT's checkpoints hold three.
     """
 
-    def __init__(self, width: int, heads: int, *, fused: bool = True) -> None:
+    def __init__(self, width: int, heads: int, *, fused: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
         self.fused = fused
+        self.dropout = dropout
         if fused:
             self.qkv = nn.Linear(width, 3 * width)
         else:
@@ -58,17 +59,20 @@ class SelfAttention(nn.Module):
         else:
             q_BTD, k_BTD, v_BTD = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         q_BHTd, k_BHTd, v_BHTd = (split_heads(t, self.heads) for t in (q_BTD, k_BTD, v_BTD))
-        y_BHTd = F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, attn_mask=mask, is_causal=causal)
+        y_BHTd = F.scaled_dot_product_attention(
+            q_BHTd, k_BHTd, v_BHTd, attn_mask=mask, is_causal=causal, dropout_p=_active(self, self.dropout)
+        )
         return self.out(join_heads(y_BHTd))
 
 
 class CrossAttention(nn.Module):
     """Queries from one sequence, keys and values from a memory, which may have its own width."""
 
-    def __init__(self, width: int, heads: int, *, memory_width: int) -> None:
+    def __init__(self, width: int, heads: int, *, memory_width: int, dropout: float = 0.0) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
+        self.dropout = dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(memory_width, width)
         self.value = nn.Linear(memory_width, width)
@@ -85,7 +89,13 @@ class CrossAttention(nn.Module):
         if rows_B is not None:
             k_MND, v_MND = k_MND.index_select(0, rows_B), v_MND.index_select(0, rows_B)
         k_BHNd, v_BHNd = split_heads(k_MND, self.heads), split_heads(v_MND, self.heads)
-        return self.out(join_heads(F.scaled_dot_product_attention(q_BHTd, k_BHNd, v_BHNd)))
+        y_BHTd = F.scaled_dot_product_attention(q_BHTd, k_BHNd, v_BHNd, dropout_p=_active(self, self.dropout))
+        return self.out(join_heads(y_BHTd))
+
+
+def _active(module: nn.Module, dropout: float) -> float:
+    """Dropout of attention weights: in training alone."""
+    return dropout if module.training else 0.0
 
 
 def split_heads(x_BTD: Tensor, heads: int) -> Tensor:

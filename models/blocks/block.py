@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,6 +34,8 @@ class BlockConfig:
         activation: Activation of the feed-forward network.
         fused_qkv: One matrix for query, key and value.
         memory_width: Width of the memory of the cross-attention; None for a block without one.
+        dropout: Of the attention weights and of the end of each branch (BERT: 0.1); in training alone.
+        drop_path: Probability that a sample skips a branch, in training alone (arXiv 1603.09382).
     """
 
     width: int
@@ -42,6 +46,8 @@ class BlockConfig:
     activation: str = "gelu"
     fused_qkv: bool = True
     memory_width: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
 
 
 class TransformerBlock(nn.Module):
@@ -53,15 +59,19 @@ class TransformerBlock(nn.Module):
             raise ValueError(f"unknown norm placement {config.norm!r}; use 'pre' or 'post'")
         self.norm_first = config.norm == "pre"
         width, eps = config.width, config.eps
-        self.attention = SelfAttention(width, config.heads, fused=config.fused_qkv)
+        self.attention = SelfAttention(width, config.heads, fused=config.fused_qkv, dropout=config.dropout)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.cross_attention: CrossAttention | None = None
         self.cross_norm: nn.LayerNorm | None = None
         if config.memory_width is not None:
-            self.cross_attention = CrossAttention(width, config.heads, memory_width=config.memory_width)
+            self.cross_attention = CrossAttention(
+                width, config.heads, memory_width=config.memory_width, dropout=config.dropout
+            )
             self.cross_norm = nn.LayerNorm(width, eps=eps)
         self.feed_forward = FeedForward(width, config.hidden, activation=config.activation)
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = config.dropout
+        self.drop_path = config.drop_path
 
     def forward(
         self,
@@ -85,8 +95,20 @@ class TransformerBlock(nn.Module):
 
     def _residual(self, x_BTD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
-            return x_BTD + branch(norm(x_BTD))
-        return norm(x_BTD + branch(x_BTD))
+            return x_BTD + self._thinned(branch(norm(x_BTD)))
+        return norm(x_BTD + self._thinned(branch(x_BTD)))
+
+    def _thinned(self, branch_BTD: Tensor) -> Tensor:
+        branch_BTD = F.dropout(branch_BTD, self.dropout, self.training)
+        return drop_path(branch_BTD, self.drop_path, training=self.training)
+
+
+def drop_path(branch_BTD: Tensor, probability: float, *, training: bool) -> Tensor:
+    """Zeroes the whole branch of a sample with `probability` and scales up the others (stochastic depth)."""
+    if not training or probability == 0.0:
+        return branch_BTD
+    kept_B11 = torch.rand(len(branch_BTD), 1, 1, device=branch_BTD.device) >= probability
+    return branch_BTD * (kept_B11.to(branch_BTD.dtype) / (1.0 - probability))
 
 
 def run_blocks(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.precision import upcast
+
 
 class _Bounded(torch.autograd.Function):
     @staticmethod
@@ -29,4 +31,4 @@ class _Bounded(torch.autograd.Function):
 
 def bounded(x: Tensor, *, low: float = -float("inf"), high: float = float("inf")) -> Tensor:
     """`x` clamped to [low, high], float32; outside, only the gradient that leads back inside passes."""
-    return _Bounded.apply(x.float(), low, high)
+    return _Bounded.apply(upcast(x), low, high)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.objectives.gather import gather, gather_with_grad
+from models.precision import upcast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Keys:
 def similarity(a_XE: Tensor, b_YE: Tensor) -> Tensor:
     """Inner products [X, Y] in float32, also where the caller runs under autocast."""
     with torch.autocast(device_type=a_XE.device.type, enabled=False):
-        return a_XE.float() @ b_YE.float().T
+        a_XE, b_YE = upcast(a_XE), upcast(b_YE)
+        return a_XE @ b_YE.to(a_XE.dtype).T
 
 
 def positives(row_id_B: Tensor, column_id_K: Tensor) -> Tensor:
@@ -44,9 +46,9 @@ def positives(row_id_B: Tensor, column_id_K: Tensor) -> Tensor:
     return row_id_B[:, None] == column_id_K[None, :]
 
 
-def even_targets(positive_BK: Tensor) -> Tensor:
+def even_targets(positive_BK: Tensor, dtype: torch.dtype) -> Tensor:
     """Each row's probability shared evenly by its positives; every row has at least one."""
-    target_BK = positive_BK.float()
+    target_BK = positive_BK.to(dtype)
     return target_BK / target_BK.sum(dim=1, keepdim=True)
 
 
@@ -56,9 +58,9 @@ def in_batch_itc(image_BE: Tensor, text_BE: Tensor, image_id_B: Tensor, *, scale
     `image_BE` and `text_BE` are unit features, `scale` multiplies their inner products. Local rows, global
     columns: averaged over ranks it is the loss, and has the gradient, of one process with the whole batch.
     """
-    target_BG = even_targets(positives(image_id_B, gather(image_id_B)))
-    image_to_text_BG = scale.float() * similarity(image_BE, gather_with_grad(text_BE))
-    text_to_image_BG = scale.float() * similarity(text_BE, gather_with_grad(image_BE))
+    target_BG = even_targets(positives(image_id_B, gather(image_id_B)), upcast(image_BE).dtype)
+    image_to_text_BG = upcast(scale) * similarity(image_BE, gather_with_grad(text_BE))
+    text_to_image_BG = upcast(scale) * similarity(text_BE, gather_with_grad(image_BE))
     return (F.cross_entropy(image_to_text_BG, target_BG) + F.cross_entropy(text_to_image_BG, target_BG)) / 2
 
 
@@ -79,8 +81,8 @@ def queue_itc(
     temperature of its own logits receive gradient. Keys are the same on every rank, so the mean over
     ranks is again the loss of one process.
     """
-    hard_BK = even_targets(positives(image_id_B, keys.id_K))
-    temperature = temperature.float()
+    hard_BK = even_targets(positives(image_id_B, keys.id_K), upcast(image_BE).dtype)
+    temperature = upcast(temperature)
 
     def direction(student_BE: Tensor, teacher_BE: Tensor, key_KE: Tensor) -> Tensor:
         target_BK = hard_BK

@@ -1,12 +1,16 @@
 """Image-text matching with hard negatives (ALBEF, arXiv 2107.07651, section 3.2).
 
 For each picture a wrong caption of the batch is drawn, and for each caption a wrong picture, the more
-often the more alike they are; a binary head then tells pairs from mismatches.
+often the more alike they are; a binary head then tells pairs from mismatches. The candidates are the rows
+of all ranks (`negatives="global"`, VLMo and BLIP's fine-tuning) or of this rank (ALBEF's and BLIP's
+pre-training code). Only the former gives the same loss for every number of ranks.
 
 Three traps are closed here. A small constant is added *after* the softmax, so that no negative has
 probability zero when one column takes it all. Every positive is excluded by image id, not only the
 diagonal. A row with no negative left (a batch of captions of one picture) is marked invalid and left out
 of the loss instead of failing in the draw.
+
+Shapes: B local batch, G candidates (global batch, or B).
 """
 
 from __future__ import annotations
@@ -17,48 +21,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.objectives.gather import (
+    gather,
+    gather_with_grad,
+    longest,
+    mean_over_ranks,
+    pad_columns,
+    world,
+)
 from models.objectives.itc import positives
+from models.precision import upcast
 
-#: Keeps every negative reachable; far below 1/B for any batch that fits.
+#: Keeps every negative reachable; far below 1/G for any batch that fits.
 FLOOR = 1e-4
+#: Where negatives come from: values of a recipe's `itm_negatives`.
+SCOPES = ("global", "local")
+
+
+def check_scope(scope: str) -> None:
+    """Raises ValueError unless `scope` is one of SCOPES."""
+    if scope not in SCOPES:
+        raise ValueError(f"itm_negatives {scope!r} is unknown; use global (all processes) or local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
-    """One drawn column per row; `valid_B` is False where the row had no negative (index is then itself)."""
+    """One drawn column per row; `valid_B` is False where the row had no negative (index is then 0)."""
 
     index_B: Tensor
     valid_B: Tensor
 
 
-def draw_negatives(similarity_BB: Tensor, image_id_B: Tensor, *, generator: torch.Generator) -> Negatives:
+def draw_negatives(
+    similarity_BG: Tensor, row_id_B: Tensor, column_id_G: Tensor, *, uniform_B: Tensor
+) -> Negatives:
     """Draws one negative per row with probability softmax(similarity) over the columns that are no positive.
 
-    `similarity_BB` holds logits (temperature applied), rows and columns in the order of `image_id_B`. One
-    uniform number per row from the CPU `generator` is carried through the row's cumulative weights: no
+    `similarity_BG` holds logits (temperature applied) and the ids those of the pictures of rows and columns.
+    One uniform number per row (`StepContext.uniform`) is carried through the row's cumulative weights: no
     loop, and no wait for the device.
     """
-    probability_BB = F.softmax(similarity_BB.detach().float(), dim=1) + FLOOR
-    weight_BB = probability_BB.masked_fill(positives(image_id_B, image_id_B), 0.0).double()
-    cumulative_BB = weight_BB.cumsum(dim=1)
-    total_B1 = cumulative_BB[:, -1:]
-    uniform_B1 = torch.rand(len(weight_BB), 1, generator=generator, dtype=torch.float64)
+    probability_BG = F.softmax(upcast(similarity_BG.detach()), dim=1) + FLOOR
+    weight_BG = probability_BG.masked_fill(positives(row_id_B, column_id_G), 0.0).double()
+    cumulative_BG = weight_BG.cumsum(dim=1)
+    total_B1 = cumulative_BG[:, -1:]
     # right=True finds the first column whose cumulative weight exceeds the point: never one of weight 0.
-    point_B1 = uniform_B1.to(weight_BB.device) * total_B1
-    drawn_B = torch.searchsorted(cumulative_BB, point_B1, right=True).squeeze(1)
+    point_B1 = uniform_B.double().reshape(-1, 1) * total_B1
+    drawn_B = torch.searchsorted(cumulative_BG, point_B1, right=True).squeeze(1)
     valid_B = total_B1.squeeze(1) > 0
-    own_B = torch.arange(len(weight_BB), device=weight_BB.device)
-    return Negatives(index_B=torch.where(valid_B, drawn_B, own_B), valid_B=valid_B)
+    return Negatives(index_B=torch.where(valid_B, drawn_B, 0), valid_B=valid_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows that negatives are picked from: those of all ranks, or of this one."""
+
+    everywhere: bool
+
+    @staticmethod
+    def of(scope: str) -> Rows:
+        """For a recipe's `itm_negatives`; one process has no others."""
+        return Rows(everywhere=scope == "global" and world()[1] > 1)
+
+    def own(self, x_GX: Tensor, local: int) -> Tensor:
+        """Of something gathered from all ranks, the rows to pick from."""
+        if self.everywhere or len(x_GX) == local:
+            return x_GX
+        return x_GX[world()[0] * local :][:local]
+
+    def memories(self, image_BND: Tensor, picked_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [M, N, D] that begin with the own ones, and where among them the picked ones lie.
+
+        Alone, a picked picture is one of the own, and nothing is copied. Otherwise the picked ones are
+        appended: keys and values are then projected for 2B pictures, not for those of all ranks.
+        """
+        if not self.everywhere:
+            return image_BND, picked_B
+        picked_BND = gather_with_grad(image_BND).index_select(0, picked_B)
+        appended_B = torch.arange(len(image_BND), device=image_BND.device) + len(image_BND)
+        return torch.cat([image_BND, picked_BND]), appended_B
+
+    def texts(self, states_BTD: Tensor, mask_BT: Tensor, picked_B: Tensor) -> tuple[Tensor, Tensor]:
+        """States and masks of the picked texts, padded to the longest of all ranks."""
+        if self.everywhere:
+            length = longest(states_BTD.shape[1], states_BTD.device)
+            states_BTD = gather_with_grad(pad_columns(states_BTD, length))
+            mask_BT = gather(pad_columns(mask_BT, length))
+        return states_BTD.index_select(0, picked_B), mask_BT.index_select(0, picked_B)
 
 
 def itm_loss(logits_3B2: Tensor, *, no_image_B: Tensor, no_text_B: Tensor) -> Tensor:
     """Cross-entropy of [B matched | B with a negative picture | B with a negative text] pairs.
 
     Index 1 of the logits is `matched`. `no_image_B` and `no_text_B` are True where there was no such
-    negative: those rows have no part in the mean.
+    negative: those rows have no part in the mean over all ranks.
     """
     matched_B = torch.ones_like(no_image_B)
     label_3B = torch.cat([matched_B, ~matched_B, ~matched_B]).long()
-    weight_3B = torch.cat([matched_B, ~no_image_B, ~no_text_B]).float()
-    loss_3B = F.cross_entropy(logits_3B2.float(), label_3B, reduction="none")
-    return (loss_3B * weight_3B).sum() / weight_3B.sum()
+    weight_3B = torch.cat([matched_B, ~no_image_B, ~no_text_B])
+    loss_3B = F.cross_entropy(upcast(logits_3B2), label_3B, reduction="none")
+    return mean_over_ranks(loss_3B, weight_3B.to(loss_3B.dtype))

@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.batch import StepContext
+from models.objectives.gather import mean_over_ranks
+from models.precision import upcast
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedText:
@@ -37,7 +41,8 @@ def mask_tokens(
     ids_BT: Tensor,
     mask_BT: Tensor,
     *,
-    generator: torch.Generator,
+    context: StepContext,
+    row_B: Tensor,
     probability: float,
     mask_id: int,
     vocab_size: int,
@@ -45,14 +50,15 @@ def mask_tokens(
 ) -> MaskedText:
     """Chooses tokens with `probability`; of these 80 % become [MASK], 10 % a random id, 10 % stay.
 
-    Padding and the ids in `keep_ids` are never chosen. Draws come from the CPU `generator`.
+    Padding and the ids in `keep_ids` are never chosen. Draws are keyed by `row_B`, the samples' rows in the
+    global batch.
     """
-    device = ids_BT.device
-    chosen_BT = torch.rand(ids_BT.shape, generator=generator) < probability
-    kind_BT = torch.rand(ids_BT.shape, generator=generator).to(device)
-    random_BT = torch.randint(vocab_size, ids_BT.shape, generator=generator).to(device)
-    kept_BT = torch.isin(ids_BT, torch.tensor(keep_ids, dtype=ids_BT.dtype, device=device))
-    masked_BT = chosen_BT.to(device) & mask_BT.bool() & ~kept_BT
+    length = ids_BT.shape[1]
+    chosen_BT = context.uniform("mlm choice", row_B, length) < probability
+    kind_BT = context.uniform("mlm kind", row_B, length)
+    random_BT = (context.uniform("mlm word", row_B, length) * vocab_size).long()
+    kept_BT = torch.isin(ids_BT, torch.tensor(keep_ids, dtype=ids_BT.dtype, device=ids_BT.device))
+    masked_BT = chosen_BT & mask_BT.bool() & ~kept_BT
     read_BT = torch.where(masked_BT & (kind_BT < 0.8), mask_id, ids_BT)
     read_BT = torch.where(masked_BT & (kind_BT >= 0.9), random_BT, read_BT)
     index_X = masked_BT.flatten().nonzero().squeeze(1)  # the step's one wait for the device
@@ -64,10 +70,10 @@ def mlm_loss(
 ) -> Tensor:
     """(1 - alpha) * cross-entropy + alpha * cross-entropy with the teacher's probabilities (ALBEF eq. 7).
 
-    The mean over masked tokens; 0 (with a gradient of 0) when the batch has none.
+    The mean over the masked tokens of all ranks; 0 (with a gradient of 0) when there are none.
     """
-    log_XV = F.log_softmax(logits_XV.float(), dim=1)
+    log_XV = F.log_softmax(upcast(logits_XV), dim=1)
     loss_X = F.nll_loss(log_XV, target_X, reduction="none")
     if soft_XV is not None and alpha > 0:
-        loss_X = torch.lerp(loss_X, -(log_XV * soft_XV.float()).sum(dim=1), alpha)
-    return loss_X.sum() / max(1, len(target_X))
+        loss_X = torch.lerp(loss_X, -(log_XV * soft_XV.to(log_XV.dtype)).sum(dim=1), alpha)
+    return mean_over_ranks(loss_X)

@@ -27,6 +27,7 @@ Deviations from the paper and its code
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,13 @@ from models.blocks.embedders import BertEmbedder
 from models.blocks.initialise import init_bert_, init_vit_
 from models.blocks.text import BertEncoder, MlmHead
 from models.blocks.vision import VisionTransformer
-from models.objectives.gather import gather
+from models.objectives.gather import gather, pad_columns
 from models.objectives.itc import Keys, queue_itc, similarity
-from models.objectives.itm import draw_negatives, itm_loss
+from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
 from models.objectives.mlm import MaskedText, mask_tokens, mlm_loss
 from models.objectives.momentum import MomentumTeacher
 from models.objectives.queue import FeatureQueue
+from models.precision import upcast
 from models.recipes.base import ImageOutput, TextOutput
 
 
@@ -73,6 +75,7 @@ class Config:
         max_text_length: Tokens of a text, special tokens included.
         text_positions: Rows of the position table, at least max_text_length.
         mlm_probability: Share of the tokens that are masked.
+        itm_negatives: `global` draws wrong pictures and texts from all processes, `local` from the own one.
         queue_size: Pairs in the queue; 0 for none.
         momentum: Momentum of the teacher.
         alpha: Weight of the teacher's soft targets; 0 for none.
@@ -99,6 +102,7 @@ class Config:
     max_text_length: int = 25
     text_positions: int = 512
     mlm_probability: float = 0.15
+    itm_negatives: str = "global"
     queue_size: int = 65536
     momentum: float = 0.995
     alpha: float = 0.4
@@ -107,6 +111,7 @@ class Config:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        check_scope(self.itm_negatives)
         if self.max_text_length > self.text_positions:
             raise ValueError(
                 f"max_text_length {self.max_text_length} exceeds text_positions {self.text_positions}; "
@@ -170,11 +175,11 @@ class AlbefModel(nn.Module):
 
     def image_feature(self, tokens_BND: Tensor) -> Tensor:
         """The unit joint embedding [B, E], float32, of the pictures' [CLS]."""
-        return F.normalize(self.image_projection(tokens_BND[:, 0]).float(), dim=-1)
+        return F.normalize(upcast(self.image_projection(tokens_BND[:, 0])), dim=-1)
 
     def text_feature(self, states_BTD: Tensor) -> Tensor:
         """The unit joint embedding [B, E], float32, of the texts' [CLS] after the text half."""
-        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+        return F.normalize(upcast(self.text_projection(states_BTD[:, 0])), dim=-1)
 
     def words(self, states_XD: Tensor) -> Tensor:
         """Word logits [..., V] of fused states [..., D]."""
@@ -210,7 +215,7 @@ class AlbefModel(nn.Module):
         temperature = bounded(self.temperature, low=low, high=high)
         masked: MaskedText = extras["masked"]
 
-        image_BND = self.vision(batch.image_BCHW)
+        image_BND = self.vision(batch.pictures)
         text_ids_2BT = torch.cat([batch.text_ids_BT, masked.ids_BT])
         clean_BTD, holes_BTD = self.text.encode(text_ids_2BT, batch.text_mask_BT.repeat(2, 1)).chunk(2)
         image_BE, text_BE = self.image_feature(image_BND), self.text_feature(clean_BTD)
@@ -225,15 +230,10 @@ class AlbefModel(nn.Module):
             temperature=temperature,
             alpha=extras["alpha"],
         )
-        with torch.no_grad():
-            image_to_text_BB = similarity(image_BE, extras["teacher_text_BE"]) / temperature
-            text_to_image_BB = similarity(text_BE, extras["teacher_image_BE"]) / temperature
-        ids_B = batch.image_id_B
-        no_text = draw_negatives(image_to_text_BB, ids_B, generator=context.generator("itm text"))
-        no_image = draw_negatives(text_to_image_BB, ids_B, generator=context.generator("itm image"))
-
+        rows = Rows.of(self.config.itm_negatives)
+        no_text, no_image = self._negatives(batch, context, extras, image_BE, text_BE, temperature)
         pairs_3BTD, filled_BTD = self._fuse(
-            image_BND, clean_BTD, holes_BTD, batch.text_mask_BT, no_image.index_B, no_text.index_B
+            image_BND, clean_BTD, holes_BTD, batch.text_mask_BT, no_image.index_B, no_text.index_B, rows
         )
         itm = itm_loss(
             self.itm_head(pairs_3BTD[:, 0]), no_image_B=~no_image.valid_B, no_text_B=~no_text.valid_B
@@ -244,6 +244,29 @@ class AlbefModel(nn.Module):
         parts = {"itc": itc, "itm": itm, "mlm": mlm, "temperature": temperature}
         return {"loss": itc + itm + mlm} | {name: value.detach() for name, value in parts.items()}
 
+    @torch.no_grad()
+    def _negatives(
+        self,
+        batch: Batch,
+        context: StepContext,
+        extras: dict[str, Any],
+        image_BE: Tensor,
+        text_BE: Tensor,
+        temperature: Tensor,
+    ) -> tuple[Negatives, Negatives]:
+        """A wrong text for each picture and a wrong picture for each text, by the student's features against
+        the teacher's of the batch."""
+        rows = Rows.of(self.config.itm_negatives)
+        key_image_GE, key_text_GE, id_G = (rows.own(x, len(batch)) for x in extras["batch_keys"])
+
+        def draw(student_BE: Tensor, key_GE: Tensor, purpose: str) -> Negatives:
+            return draw_negatives(
+                similarity(student_BE, key_GE) / temperature, batch.image_id_B, id_G,
+                uniform_B=context.uniform(purpose, batch.row_B),
+            )  # fmt: skip
+
+        return draw(image_BE, key_text_GE, "itm text"), draw(text_BE, key_image_GE, "itm image")
+
     def _fuse(
         self,
         image_BND: Tensor,
@@ -252,17 +275,22 @@ class AlbefModel(nn.Module):
         mask_BT: Tensor,
         no_image_B: Tensor,
         no_text_B: Tensor,
+        rows: Rows,
     ) -> tuple[Tensor, Tensor]:
         """One fusion pass over [matched | negative picture | negative text | masked text with its picture].
 
         Returns the states of the first three groups and those of the last.
         """
         own_B = torch.arange(len(image_BND), device=image_BND.device)
+        memory_MND, wrong_B = rows.memories(image_BND, no_image_B)
+        wrong_BTD, wrong_BT = rows.texts(clean_BTD, mask_BT, no_text_B)
+        length = wrong_BTD.shape[1]
+        clean_BTD, holes_BTD, mask_BT = (pad_columns(x, length) for x in (clean_BTD, holes_BTD, mask_BT))
         fused_4BTD = self.text.fuse(
-            torch.cat([clean_BTD, clean_BTD, clean_BTD[no_text_B], holes_BTD]),
-            torch.cat([mask_BT, mask_BT, mask_BT[no_text_B], mask_BT]),
-            image_BND,
-            rows_B=torch.cat([own_B, no_image_B, own_B, own_B]),
+            torch.cat([clean_BTD, clean_BTD, wrong_BTD, holes_BTD]),
+            torch.cat([mask_BT, mask_BT, wrong_BT, mask_BT]),
+            memory_MND,
+            rows_B=torch.cat([own_B, wrong_B, own_B, own_B]),
         )
         return fused_4BTD[: 3 * len(own_B)], fused_4BTD[3 * len(own_B) :]
 
@@ -279,34 +307,43 @@ class AlbefSystem:
     def begin_step(self, context: StepContext, student: nn.Module) -> None:
         self.teacher.update(student, momentum=self.config.momentum)
 
-    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]:
-        """Masked texts, the teacher's features and word probabilities, the keys, and alpha; no gradient."""
+    def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
+        """Masked texts, the teacher's features and word probabilities, the keys, and alpha; no gradient.
+
+        The teacher's features of all micro batches of the group are keys of each.
+        """
+        group = [self._ask_teacher(batch, context) for batch in batches]
+        past = self.queue.read()
+        keys = [torch.cat([*(e["batch_keys"][i] for e in group), past[i]]) for i in range(3)]
+        shared = {
+            "alpha": alpha_at(context, self.config),
+            "keys": Keys(image_KE=keys[0], text_KE=keys[1], id_K=keys[2]),
+        }
+        return [extras | shared for extras in group]
+
+    def _ask_teacher(self, batch: Batch, context: StepContext) -> dict[str, Any]:
+        """What concerns one micro batch alone; `batch_keys` are features and ids of all ranks."""
         config = self.config
-        alpha = alpha_at(context, config)
         masked = mask_tokens(
-            batch.text_ids_BT, batch.text_mask_BT, generator=context.generator("mlm"),
+            batch.text_ids_BT, batch.text_mask_BT, context=context, row_B=batch.row_B,
             probability=config.mlm_probability, mask_id=config.mask_id, vocab_size=config.vocab_size,
             keep_ids=(config.pad_id, config.cls_id),
         )  # fmt: skip
         soft_XV = None
         with self.teacher.inference(self.model.itm_head.weight.dtype) as teacher:
-            image_BND = teacher.vision(batch.image_BCHW)
+            image_BND = teacher.vision(batch.pictures)
             clean_BTD = teacher.text.encode(batch.text_ids_BT, batch.text_mask_BT)
             image_BE, text_BE = teacher.image_feature(image_BND), teacher.text_feature(clean_BTD)
             if config.alpha > 0:
                 holes_BTD = teacher.text.encode(masked.ids_BT, batch.text_mask_BT)
                 filled_BTD = teacher.text.fuse(holes_BTD, batch.text_mask_BT, image_BND)
-                soft_XV = F.softmax(teacher.words(masked.pick(filled_BTD)).float(), dim=-1)
-        batch_keys = [gather(x) for x in (image_BE, text_BE, batch.image_id_B)]
-        keys = [torch.cat([ours, past]) for ours, past in zip(batch_keys, self.queue.read(), strict=True)]
+                soft_XV = F.softmax(upcast(teacher.words(masked.pick(filled_BTD))), dim=-1)
         return {
-            "alpha": alpha,
             "masked": masked,
             "soft_XV": soft_XV,
             "teacher_image_BE": image_BE,
             "teacher_text_BE": text_BE,
-            "batch_keys": batch_keys,
-            "keys": Keys(image_KE=keys[0], text_KE=keys[1], id_K=keys[2]),
+            "batch_keys": [gather(x) for x in (image_BE, text_BE, batch.image_id_B)],
         }
 
     def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ A recipe module offers three names, and `models.recipes.RECIPES` lists the modul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,12 +66,17 @@ class System(Protocol):
 
     One optimizer step of the trainer is
 
-        system.begin_step(context)                      # EMA of the teacher; nothing for CLIP
-        for each micro batch:
-            extras = system.prepare(batch, context)     # no gradient: teacher's forward, queue reads
-            losses = engine(batch, context, extras)     # student; losses["loss"] is back-propagated
-            system.after_micro_step(batch, extras)      # enqueue the gathered teacher features
+        system.begin_step(context, student)             # EMA of the teacher; nothing for CLIP
+        for each group of micro batches:
+            group = system.prepare(batches, context)    # no gradient: teacher's forward, queue reads
+            for each batch, extras of the group:
+                losses = engine(batch, context, extras) # student; losses["loss"] is back-propagated
+                system.after_micro_step(batch, extras)  # enqueue the gathered teacher features
         optimizer step
+
+    A group is one micro batch, or all of the step (`contrast: step`): the micro batches of a group are
+    contrasted with each other, so that accumulation enlarges the set of negatives. `losses["loss"]` of the
+    micro batches is averaged by the trainer, within the group too.
     """
 
     model: nn.Module
@@ -78,7 +84,9 @@ class System(Protocol):
 
     def begin_step(self, context: StepContext, student: nn.Module) -> None: ...
 
-    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]: ...
+    def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
+        """One `extras` for each micro batch of the group; runs without gradient."""
+        ...
 
     def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None: ...
 
@@ -107,8 +115,8 @@ class StatelessSystem:
     def begin_step(self, context: StepContext, student: nn.Module) -> None:
         pass
 
-    def prepare(self, batch: Batch, context: StepContext) -> dict[str, Any]:
-        return {}
+    def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
+        return [{} for _ in batches]
 
     def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None:
         pass

@@ -30,6 +30,7 @@ from models.blocks.initialise import init_clip_
 from models.blocks.text import CausalTextTower
 from models.blocks.vision import VisionTransformer
 from models.objectives.itc import in_batch_itc
+from models.precision import upcast
 from models.recipes.base import ImageOutput, StatelessSystem, TextOutput
 
 
@@ -125,13 +126,13 @@ class ClipModel(nn.Module):
     def encode_image(self, image_BCHW: Tensor) -> ImageOutput:
         cls_BD = self.vision(image_BCHW)[:, 0]
         return ImageOutput(
-            feature_BE=F.normalize(self.image_projection(cls_BD).float(), dim=-1), tokens_BND=None
+            feature_BE=F.normalize(upcast(self.image_projection(cls_BD)), dim=-1), tokens_BND=None
         )
 
     def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
         last_BD = self.text(text_ids_BT, text_mask_BT)
         return TextOutput(
-            feature_BE=F.normalize(self.text_projection(last_BD).float(), dim=-1), states_BTD=None
+            feature_BE=F.normalize(upcast(self.text_projection(last_BD)), dim=-1), states_BTD=None
         )
 
     def scale(self) -> Tensor:
@@ -141,7 +142,7 @@ class ClipModel(nn.Module):
     def forward(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
         scale = self.scale()
         itc = in_batch_itc(
-            self.encode_image(batch.image_BCHW).feature_BE,
+            self.encode_image(batch.pictures).feature_BE,
             self.encode_text(batch.text_ids_BT, batch.text_mask_BT).feature_BE,
             batch.image_id_B,
             scale=scale,

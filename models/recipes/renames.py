@@ -1,31 +1,123 @@
-"""Translating the weight names of published checkpoints: tables of patterns, kept as data.
+"""Weight names of published checkpoints and ours, as data that reads both ways.
 
-A table is a sequence of (pattern, replacement) pairs tried in order; the first that matches the whole
-name gives the new one. The part of a name inside a block has a table of its own, which keeps both short.
+A key map lists pairs of templates `(published, ours)`. A template stands for a weight or for all weights
+below a module: `{n}` is a number (the same in both), and what follows the template (`.weight`, `.bias`) is
+kept. The longest template that fits wins. From the same pairs come the names for reading a published file and
+for writing one.
+
+    KeyMap(pairs=[("visual_encoder.blocks.{n}.attn.qkv", "vision.blocks.{n}.attention.qkv"), ...])
+    map.ours("visual_encoder.blocks.3.attn.qkv.bias")        -> "vision.blocks.3.attention.qkv.bias"
+    map.published("vision.blocks.3.attention.qkv.bias")      -> ["visual_encoder.blocks.3.attn.qkv.bias"]
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
-Rules = Sequence[tuple[str, str]]
+from torch import Tensor
+
+Pairs = Sequence[tuple[str, str]]
 
 
-def rename(name: str, rules: Rules, *, inside: Mapping[str, str]) -> str | None:
-    """The new name, or None where no rule matches.
+class Change(Protocol):
+    """How a tensor changes its shape on the way; both directions."""
 
-    A replacement may hold `{inside}`: the pattern's group `inside` looked up in the mapping, for the
-    names within a block. Raises ValueError for a name within a block that the mapping lacks.
+    def to_ours(self, value: Tensor) -> Tensor: ...
+
+    def to_published(self, value: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Stored to multiply from the right: [D, E] there, [E, D] here."""
+
+    def to_ours(self, value: Tensor) -> Tensor:
+        return value.T.contiguous()
+
+    to_published = to_ours
+
+
+@dataclass(frozen=True)
+class LeadingAxes:
+    """`axes` axes of length 1 in front here, none there."""
+
+    axes: int
+
+    def to_ours(self, value: Tensor) -> Tensor:
+        return value.reshape(*[1] * self.axes, *value.shape)
+
+    def to_published(self, value: Tensor) -> Tensor:
+        return value.reshape(value.shape[self.axes :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """One published format of one system.
+
+    Attributes:
+        pairs: (published, ours) templates. Several published ones may share ours (a tied weight
+            that is stored twice there): all are written, and must be equal when read.
+        changes: published template -> how its tensors change.
+        ignored: patterns of published names that carry nothing (constant buffers).
     """
-    for pattern, replacement in rules:
-        match = re.fullmatch(pattern, name)
-        if match is None:
-            continue
-        new = match.expand(replacement.replace("{inside}", "\0"))
-        if "\0" not in new:
-            return new
-        if match["inside"] not in inside:
-            raise ValueError(f"{name}: no rule for {match['inside']!r} inside a block")
-        return new.replace("\0", inside[match["inside"]])
-    return None
+
+    pairs: Pairs
+    changes: Mapping[str, Change] = None  # type: ignore[assignment]
+    ignored: Sequence[str] = ()
+
+    def ours(self, published: str) -> str | None:
+        """Our name; None for a name that carries nothing. Raises KeyError for an unknown one."""
+        if any(re.fullmatch(pattern, published) for pattern in self.ignored):
+            return None
+        found = self._find(published, self._by_published)
+        if found is None:
+            raise KeyError(published)
+        return found[1]
+
+    def published(self, ours: str) -> list[str]:
+        """All published names of one of our weights; empty where the format has no place for it."""
+        return [
+            name
+            for template, target in self._by_ours
+            if (name := _translate(ours, template, target)) is not None and self.ours(name) == ours
+        ]
+
+    def change(self, published: str) -> Change | None:
+        """How the tensor of a published name changes."""
+        found = self._find(published, self._by_published)
+        return (self.changes or {}).get(found[0]) if found else None
+
+    @cached_property
+    def _by_published(self) -> list[tuple[str, str]]:
+        return sorted(self.pairs, key=lambda pair: -len(pair[0]))
+
+    @cached_property
+    def _by_ours(self) -> list[tuple[str, str]]:
+        return [(ours, published) for published, ours in self.pairs]
+
+    @staticmethod
+    def _find(name: str, table: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+        for template, target in table:
+            new = _translate(name, template, target)
+            if new is not None:
+                return template, new
+        return None
+
+
+def within(published: str, ours: str, inside: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pairs for the modules inside a block: both prefixes before each of `inside`."""
+    return [(f"{published}.{theirs}", f"{ours}.{mine}") for theirs, mine in inside.items()]
+
+
+def _translate(name: str, template: str, target: str) -> str | None:
+    """`name` under `target` if it is `template` or lies below it."""
+    pattern = re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>(\..+)?)"
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return None
+    number = match.groupdict().get("n") or ""
+    return target.replace("{n}", number) + match["rest"]

@@ -1,7 +1,7 @@
 """Batches for training: the global batch of a step is a pure function of (seed, step).
 
 Each epoch is one seeded permutation of all samples; its uneven tail is dropped. Rank r takes the r-th
-contiguous slice of a global batch and cuts it into micro batches. So a run that resumes at step t, or goes
+contiguous slice of each micro batch of the global batch. So a run that resumes at step t, or goes
 on with another number of processes, sees the global batches of an undisturbed run. Augmentation is keyed
 by (seed, step, sample), never by a process's own random state.
 
@@ -49,9 +49,12 @@ class BatchPlan:
         return self._permutation(epoch)[start : start + self.batch_size]
 
     def micro_batches(self, step: int, *, rank: int, world_size: int, accumulation: int) -> list[np.ndarray]:
-        """The slices of one rank, in the order in which it computes them."""
-        mine = np.split(self.indices(step), world_size)[rank]
-        return np.split(mine, accumulation)
+        """The slices of one rank, in the order in which it computes them.
+
+        First into micro batches, then over ranks: the samples that are contrasted with each other in a micro
+        batch are the same for every number of ranks.
+        """
+        return [np.split(part, world_size)[rank] for part in np.split(self.indices(step), accumulation)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._cache.get("epoch") != epoch:

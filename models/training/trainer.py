@@ -168,7 +168,7 @@ class Trainer:
             batch = loaded.batch.to(processes.device, image_dtype=dtype)
             here = replace(context, micro_step=micro_step)
             with torch.no_grad():
-                extras = self.system.prepare(batch, here)
+                [extras] = self.system.prepare([batch], here)
             loss, values = self.engine.losses(batch, here, extras)
             self.system.after_micro_step(batch, extras)
             self.engine.backward_and_step(loss)

@@ -48,7 +48,7 @@ def test_albef_learns_to_retrieve_to_match_and_to_fill_in() -> None:
         batch = scenes(torch.randperm(24, generator=g)[:16], g)
         context = StepContext(seed=0, step=step, epoch_steps=100)
         system.begin_step(context, system.model)
-        extras = system.prepare(batch, context)
+        [extras] = system.prepare([batch], context)
         system.model(batch, context, extras)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
