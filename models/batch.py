@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,9 @@ class Batch:
     def to(self, device: torch.device | str, *, image_dtype: torch.dtype | None = None) -> Batch:
         """The same batch on `device`; only the pictures change their dtype."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: None if v is None else v.to(device, non_blocking=True) for name, v in values.items()}
+        moved: dict[str, Any] = {
+            name: None if v is None else v.to(device, non_blocking=True) for name, v in values.items()
+        }
         if image_dtype is not None and moved["image_BCHW"] is not None:
             moved["image_BCHW"] = moved["image_BCHW"].to(image_dtype)
         return replace(self, **moved)
