@@ -3,7 +3,7 @@
 Each epoch is one seeded permutation of all samples; its uneven tail is dropped. Rank r takes the r-th
 contiguous slice of each micro batch of the global batch. So a run that resumes at step t, or goes
 on with another number of processes, sees the global batches of an undisturbed run. Augmentation is keyed
-by (seed, step, sample), never by a process's own random state.
+by (seed, step, row of the global batch), never by a process's own random state.
 
 Shapes: B batch, C channels, H/W pixels, T text tokens.
 """
@@ -54,7 +54,12 @@ class BatchPlan:
         First into micro batches, then over ranks: the samples that are contrasted with each other in a micro
         batch are the same for every number of ranks.
         """
-        return [np.split(part, world_size)[rank] for part in np.split(self.indices(step), accumulation)]
+        return [self.indices(step)[rows] for rows in self.micro_rows(rank, world_size, accumulation)]
+
+    def micro_rows(self, rank: int, world_size: int, accumulation: int) -> list[np.ndarray]:
+        """The places in the global batch that one rank takes, for each of its micro batches."""
+        rows = np.arange(self.batch_size)
+        return [np.split(part, world_size)[rank] for part in np.split(rows, accumulation)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._cache.get("epoch") != epoch:
@@ -75,32 +80,34 @@ class LoadedBatch:
     corrupt: list[tuple[str, str, str]]
 
     def pin_memory(self) -> LoadedBatch:
-        pinned = {name: value.pin_memory() for name, value in vars(self.batch).items()}
+        pinned = {
+            name: None if value is None else value.pin_memory() for name, value in vars(self.batch).items()
+        }
         return LoadedBatch(Batch(**pinned), self.corrupt)
 
 
-class PairDataset(Dataset[tuple[torch.Tensor, str, int, list]]):
-    """Pictures and captions by (step, sample number). `step` -1 means: no augmentation."""
+class PairDataset(Dataset[tuple[torch.Tensor, str, int, int, list]]):
+    """Pictures and captions by (step, row of the global batch, sample number). `step` -1: no augmentation."""
 
     def __init__(self, table: SampleTable, transform: ImageTransform, *, seed: int = 0) -> None:
         self.table = table
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, str, int, list]:
-        """(pixels [3, H, W], caption, image id, corrupt samples met on the way).
+    def __getitem__(self, place: tuple[int, int, int]) -> tuple[torch.Tensor, str, int, int, list]:
+        """(pixels [3, H, W], caption, image id, row, corrupt samples met on the way).
 
         A batch has a fixed size, so a sample that cannot be read is replaced by the next one that can.
         """
-        step, index = place
-        rng = np.random.default_rng([self.seed, step, index]) if step >= 0 else None
+        step, row, index = place
+        rng = np.random.default_rng([self.seed, step, row]) if step >= 0 else None
         corrupt: list[tuple[str, str, str]] = []
         for offset in range(MAX_REPLACEMENTS):
             number = (index + offset) % len(self.table)
             try:
                 sample = self.table.read(number)
                 image = decode(sample.image, least_side=self.transform.least_side)
-                return self.transform(image, rng), sample.caption, sample.image_id, corrupt
+                return self.transform(image, rng), sample.caption, sample.image_id, row, corrupt
             except (CorruptImageError, UnicodeDecodeError, ValueError) as error:
                 shard = self.table.shards[self.table.shard_S[number]]
                 corrupt.append((shard, self.table.keys[number], str(error)))
@@ -117,21 +124,22 @@ class Collator:
     tokenizer: Any
     max_text_tokens: int
 
-    def __call__(self, samples: list[tuple[torch.Tensor, str, int, list]]) -> LoadedBatch:
-        pixels, captions, image_ids, corrupt = zip(*samples, strict=True)
+    def __call__(self, samples: list[tuple[torch.Tensor, str, int, int, list]]) -> LoadedBatch:
+        pixels, captions, image_ids, rows, corrupt = zip(*samples, strict=True)
         ids_BT, mask_BT = self.tokenizer.encode(list(captions), self.max_text_tokens)
         batch = Batch(
             image_BCHW=torch.stack(pixels),
             text_ids_BT=torch.as_tensor(ids_BT),
             text_mask_BT=torch.as_tensor(mask_BT),
             image_id_B=torch.tensor(image_ids, dtype=torch.int64),
+            row_B=torch.tensor(rows, dtype=torch.int64),
         )
         return LoadedBatch(batch, [c for found in corrupt for c in found])
 
 
 @dataclass(frozen=True)
 class RankSampler:
-    """The micro batches of one rank from a step on, as lists of (step, sample number)."""
+    """Micro batches of one rank from a step on: lists of (step, row of the global batch, sample number)."""
 
     plan: BatchPlan
     first_step: int
@@ -143,12 +151,11 @@ class RankSampler:
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for step in range(self.first_step, self.steps):
-            for numbers in self.plan.micro_batches(
-                step, rank=self.rank, world_size=self.world_size, accumulation=self.accumulation
-            ):
-                yield [(step, int(n)) for n in numbers]
+            numbers = self.plan.indices(step)
+            for rows in self.plan.micro_rows(self.rank, self.world_size, self.accumulation):
+                yield [(step, int(row), int(numbers[row])) for row in rows]
 
 
 def training_loader(

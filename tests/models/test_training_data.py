@@ -62,11 +62,11 @@ def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ() -> None:
 def test_ranks_and_micro_batches_make_up_the_global_batch(world: int, accumulation: int) -> None:
     plan = BatchPlan(samples=100, batch_size=16, seed=3)
     for step in (0, 4, 9):
-        parts = [
-            part
+        ranks = [
+            plan.micro_batches(step, rank=rank, world_size=world, accumulation=accumulation)
             for rank in range(world)
-            for part in plan.micro_batches(step, rank=rank, world_size=world, accumulation=accumulation)
         ]
+        parts = [ranks[rank][micro] for micro in range(accumulation) for rank in range(world)]
         assert np.array_equal(np.concatenate(parts), plan.indices(step))
 
 
@@ -83,11 +83,17 @@ def test_augmentation_does_not_depend_on_workers_or_world_size(table: SampleTabl
     with_workers = torch.cat([b.image_BCHW for b in load(table, first=0, steps=2, workers=2)])
     assert torch.equal(alone, with_workers)
     ranks = [load(table, first=0, steps=2, rank=r, world=2) for r in range(2)]
-    # per step: rank 0's two micro batches, then rank 1's
-    spread = torch.cat(
-        [b.image_BCHW for s in range(2) for r in range(2) for b in ranks[r][2 * s : 2 * s + 2]]
-    )
+    # per micro batch: rank 0's share, then rank 1's
+    spread = torch.cat([ranks[r][m].image_BCHW for m in range(4) for r in range(2)])
     assert torch.equal(alone, spread)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_rows_are_the_places_in_the_global_batch(table: SampleTable, world: int) -> None:
+    loaded = [load(table, first=1, steps=3, rank=r, world=world) for r in range(world)]
+    for step in range(2):
+        rows = [b.row_B for m in range(2) for r in range(world) for b in [loaded[r][2 * step + m]]]
+        assert torch.equal(torch.cat(rows), torch.arange(12))
 
 
 def test_one_read_gives_what_the_members_hold(shards: Path, table: SampleTable) -> None:
@@ -119,7 +125,7 @@ def test_a_corrupt_picture_is_replaced_by_the_next_and_named(tmp_path: Path) -> 
             add(tar, f"{key}.jpg", data)
             add(tar, f"{key}.txt", f"{caption} {key}".encode())
     dataset = PairDataset(build_table(find_shards(str(tmp_path))), TRANSFORM)
-    _, got, _, corrupt = dataset[(0, 0)]
+    _, got, _, _, corrupt = dataset[(0, 0, 0)]
     assert got == f"{caption} b"
     assert [(Path(shard).name, key) for shard, key, _ in corrupt] == [("00000000.tar", "a")]
 
