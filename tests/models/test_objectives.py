@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.batch import StepContext
 from models.objectives.itc import Keys, even_targets, in_batch_itc, positives, queue_itc
-from models.objectives.itm import draw_negatives, itm_loss
+from models.objectives.itm import check_scope, draw_negatives, itm_loss
 from models.objectives.mlm import mask_tokens, mlm_loss
 from models.objectives.momentum import MomentumTeacher
 from models.objectives.queue import UNKNOWN_ID, FeatureQueue
@@ -30,7 +31,8 @@ class TestItc:
         torch.testing.assert_close(in_batch_itc(image_BE, text_BE, diagonal * 7, scale=scale), expected)
 
     def test_captions_of_one_picture_share_the_target(self) -> None:
-        target = even_targets(positives(torch.tensor([5, 5, 9]), torch.tensor([5, 5, 9, UNKNOWN_ID])))
+        positive = positives(torch.tensor([5, 5, 9]), torch.tensor([5, 5, 9, UNKNOWN_ID]))
+        target = even_targets(positive, torch.float32)
         assert target.tolist() == [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0]]
 
     def test_a_second_caption_of_the_picture_is_not_pushed_away(self) -> None:
@@ -74,40 +76,52 @@ class TestHardNegatives:
     def test_drawn_in_proportion_and_never_a_positive(self) -> None:
         ids = torch.tensor([0, 0, 1, 2])
         similarity = torch.tensor([5.0, 4.0, 1.0, 0.0]).repeat(4, 1)
-        counts, g = torch.zeros(4, 4), generator()
-        for _ in range(2000):
-            drawn = draw_negatives(similarity, ids, generator=g)
+        counts = torch.zeros(4, 4)
+        for step in range(2000):
+            uniform = StepContext(seed=0, step=step).uniform("itm text", torch.arange(4))
+            drawn = draw_negatives(similarity, ids, ids, uniform_B=uniform)
             assert drawn.valid_B.all()
             counts[torch.arange(4), drawn.index_B] += 1
         assert (counts * positives(ids, ids)).sum() == 0
-        share = (similarity[0].softmax(0) + 1e-4)[2:]
-        torch.testing.assert_close(counts[0, 2:] / 2000, share / share.sum(), atol=0.03, rtol=0)
+        share = similarity[0].softmax(0) + 1e-4
+        for row, negatives in ((0, [2, 3]), (2, [0, 1, 3]), (3, [0, 1, 2])):
+            expected = share[negatives] / share[negatives].sum()
+            torch.testing.assert_close(counts[row, negatives] / 2000, expected, atol=0.03, rtol=0)
 
-    def test_a_column_that_takes_all_probability_does_not_break_the_draw(self) -> None:
+    def test_a_draw_is_the_inverse_of_the_cumulative_weights(self) -> None:
+        similarity = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.1]])).repeat(5, 1)
+        rows, columns = torch.full((5,), 7), torch.tensor([7, 1, 2, 3])
+        uniform = torch.tensor([0.0, 0.39, 0.41, 0.79, 0.81])
+        drawn = draw_negatives(similarity, rows, columns, uniform_B=uniform)
+        assert drawn.index_B.tolist() == [1, 1, 2, 2, 3]
+
+    @pytest.mark.parametrize("point", [0.0, 0.5, 1 - 2.0**-53])
+    def test_a_column_that_takes_all_probability_does_not_break_the_draw(self, point: float) -> None:
         similarity = torch.full((3, 3), -1e4) + torch.eye(3) * 2e4  # softmax is the identity
-        drawn = draw_negatives(similarity, torch.arange(3), generator=generator())
-        assert (drawn.index_B != torch.arange(3)).all()
+        ids, uniform = torch.arange(3), torch.full((3,), point, dtype=torch.float64)
+        drawn = draw_negatives(similarity, ids, ids, uniform_B=uniform)
+        assert drawn.valid_B.all()
+        assert ((drawn.index_B != ids) & (drawn.index_B < 3)).all()
 
     def test_without_any_negative_the_rows_are_invalid_and_leave_the_loss(self) -> None:
-        drawn = draw_negatives(torch.randn(3, 3), torch.tensor([4, 4, 4]), generator=generator())
+        ids = torch.tensor([4, 4, 4])
+        drawn = draw_negatives(torch.randn(3, 3), ids, ids, uniform_B=torch.tensor([0.0, 0.5, 0.99]))
         assert not drawn.valid_B.any()
-        assert drawn.index_B.tolist() == [0, 1, 2]
+        assert ((drawn.index_B >= 0) & (drawn.index_B < 3)).all()
         logits = torch.randn(9, 2, generator=generator(), requires_grad=True)
         loss = itm_loss(logits, no_image_B=~drawn.valid_B, no_text_B=~drawn.valid_B)
         torch.testing.assert_close(loss, F.cross_entropy(logits[:3], torch.ones(3, dtype=torch.int64)))
+        loss.backward()
+        assert logits.grad[3:].abs().sum() == 0
 
     def test_loss_labels_pairs_then_mismatches(self) -> None:
         logits, none = torch.randn(6, 2, generator=generator()), torch.zeros(2, dtype=torch.bool)
         expected = F.cross_entropy(logits, torch.tensor([1, 1, 0, 0, 0, 0]))
         torch.testing.assert_close(itm_loss(logits, no_image_B=none, no_text_B=none), expected)
 
-    def test_the_same_generator_state_draws_the_same(self) -> None:
-        similarity = torch.randn(32, 32, generator=generator(3))
-        draws = [
-            draw_negatives(similarity, torch.arange(32), generator=generator(s)).index_B for s in (1, 1, 2)
-        ]
-        assert torch.equal(draws[0], draws[1])
-        assert not torch.equal(draws[0], draws[2])
+    def test_the_scope_is_one_of_two(self) -> None:
+        with pytest.raises(ValueError, match="itm_negatives 'all' is unknown; use global"):
+            check_scope("all")
 
 
 class TestMlm:
@@ -117,8 +131,9 @@ class TestMlm:
         ids_BT = torch.full((400, 50), 77)
         ids_BT[:, 0], ids_BT[:, 39], ids_BT[:, 40:] = self.CLS, self.SEP, self.PAD
         text = mask_tokens(
-            ids_BT, (ids_BT != self.PAD).long(), generator=generator(seed), probability=probability,
-            mask_id=self.MASK, vocab_size=1000, keep_ids=(self.PAD, self.CLS),
+            ids_BT, (ids_BT != self.PAD).long(), context=StepContext(seed=seed, step=0),
+            row_B=torch.arange(400), probability=probability, mask_id=self.MASK, vocab_size=1000,
+            keep_ids=(self.PAD, self.CLS),
         )  # fmt: skip
         masked_BT = torch.zeros_like(ids_BT, dtype=torch.bool).flatten()
         masked_BT[text.index_X] = True
@@ -134,6 +149,10 @@ class TestMlm:
         read = ids_BT[:, 1:39][words_BT]
         assert (read == self.MASK).float().mean().item() == pytest.approx(0.8, abs=0.03)
         assert (read == 77).float().mean().item() == pytest.approx(0.1, abs=0.03)
+        random = read[(read != 77) & (read != self.MASK)].double()
+        assert random.min() >= 0
+        assert 999 >= random.max() > 900  # any word of the vocabulary
+        assert random.mean().item() == pytest.approx(500, abs=60)
 
     def test_sep_may_be_masked_but_neither_cls_nor_padding(self) -> None:
         _, masked_BT = self.draw(probability=0.5)

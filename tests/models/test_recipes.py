@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.batch import Batch, StepContext
+from models.objectives.itm import Rows
 from models.recipes import RECIPES, albef, albef_keys
 
 DATA = Path(__file__).parent / "data"
@@ -172,7 +173,7 @@ def test_albef_one_fusion_pass_equals_matching_pair_by_pair() -> None:
     masked_ids[:, 3] = 4
     holes = model.encode_text(masked_ids, batch.text_mask_BT).states_BTD
     pairs, filled = model._fuse(
-        image.tokens_BND, text.states_BTD, holes, batch.text_mask_BT, no_image, no_text
+        image.tokens_BND, text.states_BTD, holes, batch.text_mask_BT, no_image, no_text, Rows.of("global")
     )
     tokens, states, mask = image.tokens_BND, text.states_BTD, batch.text_mask_BT
     separate = torch.cat([
