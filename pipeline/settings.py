@@ -26,9 +26,11 @@ def operational(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any
     return field(default=default, metadata={"operational": True})
 
 
-def since(default: Any) -> Any:
+def since(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
     """A semantic field that came after outputs had been made without it: it has no part in the digest while
     it is at its default, which stands for what was done before, so these outputs stay valid."""
+    if factory is not None:
+        return field(default_factory=factory, metadata={"since": True})
     return field(default=default, metadata={"since": True})
 
 
@@ -47,10 +49,14 @@ def semantic_config(config: Any) -> dict[str, Any]:
     for f in dataclasses.fields(config):
         if f.metadata.get("operational"):
             continue
-        if f.metadata.get("since") and getattr(config, f.name) == f.default:
+        if f.metadata.get("since") and getattr(config, f.name) == _default(f):
             continue
         found[f.name] = _json_value(getattr(config, f.name))
     return found
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _json_value(value: Any) -> Any:

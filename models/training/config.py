@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pipeline.settings import operational, semantic_config
+from models.training.combinations import check_combinations
+from pipeline.settings import operational, semantic_config, since
 
 #: mean and standard deviation of OpenAI's CLIP, which ALBEF and BLIP use as well
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,10 +30,15 @@ class ZeroConfig:
     """How DeepSpeed spreads the training state over the processes.
 
     Attributes:
-        stage: 0 keeps everything everywhere, 1 shards the optimizer's state, 2 the gradients as well.
+        stage: 0 keeps everything everywhere, 1 shards the optimizer's state, 2 the gradients as well, 3 the
+            weights too (not with a momentum teacher).
+        offload_optimizer: `cpu` keeps the optimizer in the machine's memory and steps there, or `none`.
+        offload_parameters: `cpu` keeps the weights there between uses (stage 3), or `none`.
     """
 
     stage: int = 2
+    offload_optimizer: str = operational("none")
+    offload_parameters: str = operational("none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +70,27 @@ class TrainConfig:
         init_from: exported model folder (`model/` of another run) whose weights to start from.
         batch_size: pairs in one optimizer step, over all processes and accumulation.
         accumulation: micro batches in one optimizer step.
+        contrast: what a pair is contrasted with: `micro`, its micro batch; `step`, all micro batches of the
+            step (their features are computed first, without gradient).
         steps: optimizer steps; give either this or epochs.
         epochs: passes over the shards; the uneven rest of a pass is dropped.
         lr: highest learning rate.
-        min_lr: learning rate at the end of the cosine.
+        min_lr: learning rate at the end of the schedule.
+        schedule: after the warm-up: `cosine` or `linear` to min_lr, or `exponential` (x lr_decay an epoch).
+        lr_decay: factor of an epoch in the exponential schedule.
+        lr_multipliers: factors on the learning rate of parameters by the beginning of their name, such as
+            `{itm_head: 10}`.
         warmup_steps: steps of linear warm-up.
-        weight_decay: AdamW's weight decay; norms, biases and temperatures have none.
+        weight_decay: AdamW's weight decay.
+        decay: what decays: `matrices` spares everything of less than two dimensions (norms, biases,
+            temperatures); `all` spares nothing.
         betas: AdamW's averaging constants.
+        eps: AdamW's epsilon.
         clip_grad: largest norm of the gradient; 0 switches clipping off.
         zero: DeepSpeed ZeRO.
         precision: fp32, bf16 (the optimizer keeps fp32 weights), or auto: bf16 on a GPU, fp32 elsewhere.
+        recompute: compute activations again in the backward pass instead of keeping them.
+        compile: torch.compile of the blocks: `on`, `off`, or `auto`: on a GPU where there is a C compiler.
         seed: of the initial weights, the order, the augmentation and every draw in the model.
         augment: random changes of the pictures.
         image_mean: what is subtracted from each colour.
@@ -97,16 +114,24 @@ class TrainConfig:
     init_from: str | None = None
     batch_size: int = 64
     accumulation: int = 1
+    contrast: str = since("micro")
     steps: int | None = None
     epochs: float | None = None
     lr: float = 3e-4
     min_lr: float = 1e-5
+    schedule: str = since("cosine")
+    lr_decay: float = since(0.9)
+    lr_multipliers: dict[str, float] = since(factory=dict)
     warmup_steps: int = 100
     weight_decay: float = 0.02
+    decay: str = since("matrices")
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = since(1e-8)
     clip_grad: float = 1.0
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     precision: str = "auto"
+    recompute: bool = operational(False)
+    compile: str = operational("auto")
     seed: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     image_mean: tuple[float, float, float] = CLIP_MEAN
@@ -141,13 +166,7 @@ def check(config: TrainConfig) -> None:
             raise ValueError(f"{name} {value} must be above 0")
     if not 0 <= config.min_lr <= config.lr:
         raise ValueError(f"min_lr {config.min_lr} must lie between 0 and lr {config.lr}")
-    if config.zero.stage not in (0, 1, 2):
-        raise ValueError(
-            f"zero.stage {config.zero.stage}: use 0, 1 or 2 (a momentum teacher needs the whole student "
-            "in each process, which stage 3 does not keep)"
-        )
-    if config.precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision {config.precision!r}: use auto, fp32 or bf16")
+    check_combinations(config)
     low, high = config.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"augment.crop_scale {low} {high}: needs 0 < smallest <= largest <= 1")

@@ -28,6 +28,9 @@ from torch import Tensor, nn
 
 from models.batch import Batch, StepContext
 from models.training.config import TrainConfig, local_batch
+from models.training.optim import SCALE, build_optimizer
+from models.training.stopping import TrainingError
+from models.training.universal import loading_universal
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +106,11 @@ class Processes:
 class Engine:
     """A model with its optimizer, spread over the processes by DeepSpeed."""
 
-    def __init__(self, processes: Processes, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, processes: Processes, model: nn.Module, groups: list[dict[str, Any]]) -> None:
+        """`groups` are those of `optim.parameter_groups`."""
+        config = processes.config
         self.processes = processes
+        self.accumulation = config.accumulation
         self.model = model
         self.clips_here = clips_here(processes.config, bf16=processes.bf16)
         self.norm: float | None = None
@@ -114,6 +120,8 @@ class Engine:
             # DeepSpeed allocates whole buckets: half a billion elements by default, for any model; and it
             # wants an even number of them
             zero[bucket] = min(elements // 1024 + 1, 100_000) * 1024
+        # the step runs where the optimizer's state is kept; torch has one kernel for either place
+        optimizer = build_optimizer(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         with _scalars_broadcast_whole():
             self.engine, _ = processes.accelerator.prepare(LossModule(model), optimizer)
 
@@ -132,8 +140,17 @@ class Engine:
         self.engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
+        """Sets the step's rate; each group has its factor on it."""
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[SCALE]
+
+    def student(self) -> nn.Module:
+        """The model that a momentum teacher averages."""
+        return self.model
+
+    def whole_model(self) -> nn.Module:
+        """The model with whole float32 weights, for the export; every process calls it."""
+        return self.model
 
     def gradient_norm(self) -> float | None:
         """Of the last step, before clipping; None where DeepSpeed does not keep it."""
@@ -144,12 +161,23 @@ class Engine:
         """Every process writes its part into `folder/engine`."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Raises ValueError when DeepSpeed finds nothing it can load."""
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
-        if loaded is None:
-            raise ValueError(
-                f"{folder}: DeepSpeed could not load it; delete this checkpoint to go back to the one before"
+    def load(self, folder: Path, *, step: int, universal: bool = False) -> None:
+        """Loads what `save` wrote; every process calls it.
+
+        Args:
+            step: optimizer steps that the checkpoint must hold.
+            universal: `folder` holds the form for any number of processes (`models.training.universal`).
+
+        Raises:
+            TrainingError: DeepSpeed finds nothing it can load, or another step. It says neither.
+        """
+        with loading_universal(self.engine) if universal else contextlib.nullcontext():
+            loaded, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if loaded is None or self.engine.global_steps != step:
+            found = "nothing" if loaded is None else f"step {self.engine.global_steps}"
+            raise TrainingError(
+                f"{folder}: DeepSpeed loaded {found} instead of step {step}; delete this checkpoint to go "
+                "back to the one before"
             )
 
 

@@ -11,13 +11,13 @@ import logging
 import math
 import time
 import zlib
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.batch import StepContext
+from models.batch import Batch, StepContext
 from models.exported import ExportedConfig, load_weights, write_exported
 from models.images import ImageTransform
 from models.recipes import RECIPES
@@ -28,7 +28,9 @@ from models.training.config import TrainConfig, local_batch, to_dict
 from models.training.data import BatchPlan, Collator, LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
 from models.training.metrics import Metrics
-from models.training.optim import build_optimizer, learning_rate
+from models.training.optim import learning_rate, parameter_groups
+from models.training.resume import Checkpoints
+from models.training.step import optimizer_step
 from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
 from models.training.table import build_table, find_shards
 from pipeline.progress import Progress
@@ -75,14 +77,14 @@ class Trainer:
         if config.init_from:
             load_weights(self.system.model, config.init_from)
             self.system.reset_teacher()
-        optimizer = build_optimizer(
-            self.system.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas,
-            fused=processes.device.type == "cuda",
+        groups = parameter_groups(
+            self.system.model, weight_decay=config.weight_decay, decay=config.decay,
+            multipliers=config.lr_multipliers,
         )  # fmt: skip
-        self.engine = Engine(processes, self.system.model, optimizer)
+        self.engine = Engine(processes, self.system.model, groups)
         self.system.to(processes.device)
-        self.corrupt: set[tuple[str, str]] = set()
-        self.first_step = self._resume()
+        self.checkpoints = Checkpoints(config, processes, self.engine, self.system)
+        self.first_step, self.corrupt = self.checkpoints.load_last()
 
     @property
     def max_text_tokens(self) -> int:
@@ -131,7 +133,7 @@ class Trainer:
             if stopping or (
                 config.checkpoint_every and step % config.checkpoint_every == 0 and step < self.steps
             ):
-                self._save(step)
+                self.checkpoints.save(step, corrupt=self.corrupt)
                 saved = step
             if stopping and step < self.steps:
                 break
@@ -158,27 +160,26 @@ class Trainer:
         )  # fmt: skip
         seed_step(config.seed, step, processes.rank)
         self.engine.set_learning_rate(self._rate(step))
-        self.system.begin_step(context, self.system.model)
-        sums: dict[str, Any] = {}
         corrupt: list[tuple[str, str, str]] = []
         dtype = torch.bfloat16 if processes.bf16 else None
-        for micro_step in range(config.accumulation):
-            loaded: LoadedBatch = next(batches)
-            corrupt += loaded.corrupt
-            batch = loaded.batch.to(processes.device, image_dtype=dtype)
-            here = replace(context, micro_step=micro_step)
-            with torch.no_grad():
-                [extras] = self.system.prepare([batch], here)
-            loss, values = self.engine.losses(batch, here, extras)
-            self.system.after_micro_step(batch, extras)
-            self.engine.backward_and_step(loss)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value.float() / config.accumulation
-        return sums, corrupt
+
+        def micro_batches() -> Iterator[Batch]:
+            for _ in range(config.accumulation):
+                loaded: LoadedBatch = next(batches)
+                corrupt.extend(loaded.corrupt)
+                yield loaded.batch.to(processes.device, image_dtype=dtype)
+
+        values: dict[str, Any] = optimizer_step(
+            self.system, self.engine, micro_batches(), context, contrast=config.contrast
+        )
+        return values, corrupt
 
     def _rate(self, step: int) -> float:
         c = self.config
-        return learning_rate(step, steps=self.steps, lr=c.lr, min_lr=c.min_lr, warmup_steps=c.warmup_steps)
+        return learning_rate(
+            step, steps=self.steps, lr=c.lr, min_lr=c.min_lr, warmup_steps=c.warmup_steps,
+            schedule=c.schedule, epoch_steps=self.plan.epoch_steps, decay=c.lr_decay,
+        )  # fmt: skip
 
     def _log_row(self, values: dict[str, Any]) -> dict[str, float]:
         names = sorted(values)
@@ -230,60 +231,19 @@ class Trainer:
         self.processes.barrier()
         return load_tokenizer(folder)
 
-    def _save(self, step: int) -> None:
-        meta = {
-            "step": step,
-            "processes": self.processes.world_size,
-            "zero_stage": self.config.zero.stage,
-            "config": to_dict(self.config),
-            "corrupt": sorted(self.corrupt),
-            "versions": versions(),
-        }
-
-        def write_parts(folder: Path) -> None:
-            self.engine.save(folder)
-            if self.processes.is_main:
-                torch.save(self.system.state_dict(), folder / "system.pt")
-
-        checkpoint.save(
-            self.folder, step=step, meta=meta, write_parts=write_parts, is_main=self.processes.is_main,
-            barrier=self.processes.barrier, keep=self.config.keep_checkpoints,
-        )  # fmt: skip
-
-    def _resume(self) -> int:
-        """Loads the last complete checkpoint, if any; returns the steps done."""
-        name = self.processes.broadcast(p.name if (p := checkpoint.last_complete(self.folder)) else None)
-        if name is None:
-            return 0
-        path = self.folder / "checkpoints" / name
-        meta = checkpoint.read_meta(path)
-        if meta["processes"] != self.processes.world_size:
-            raise ValueError(
-                f"{path} was saved by {meta['processes']} processes, not {self.processes.world_size}; "
-                f"pass --processes {meta['processes']}, or start anew with --overwrite"
-            )
-        self.engine.load(path)
-        self.system.load_state_dict(torch.load(path / "system.pt", map_location="cpu", weights_only=True))
-        self.system.to(self.processes.device)
-        self.corrupt = {(shard, key) for shard, key in meta["corrupt"]}
-        if self.processes.is_main:
-            log.info("going on from step %d of %d (%s)", meta["step"], self.steps, path)
-        return int(meta["step"])
-
     def _finish(self, step: int, seconds: float) -> None:
+        whole = self.engine.whole_model()  # every process takes part where weights are sharded
         if self.processes.is_main:
             config = ExportedConfig(
                 recipe=self.config.recipe,
                 size=self.config.size,
-                model=to_dict(self.system.config),
+                model=to_dict(self.system.config) | {"gradient_checkpointing": False},
                 image_mean=self.config.image_mean,
                 image_std=self.config.image_std,
                 max_text_tokens=self.max_text_tokens,
                 training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
             )
-            write_exported(
-                self.folder / "model", model=self.system.model, config=config, tokenizer=self.tokenizer
-            )
+            write_exported(self.folder / "model", model=whole, config=config, tokenizer=self.tokenizer)
             rundir.finish_run(self.folder)
         self.processes.barrier()
 

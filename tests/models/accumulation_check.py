@@ -1,6 +1,7 @@
-"""Run as a program by test_training_engine.py: one step of 8 samples as 1 x 8 and as 2 x 4, all ZeRO stages.
+"""Run as a program by test_training_engine.py: one step of 8 samples as 1 x 8 and as 2 x 4, all ZeRO stages,
+with and without offload, in float32 and bfloat16.
 
-Prints JSON: stage/accumulation -> the weights after three steps.
+Prints JSON: stage/accumulation/offload/precision -> the whole float32 weights after three steps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from models.batch import Batch, StepContext
 from models.training.config import TrainConfig, ZeroConfig
 from models.training.engine import Engine, Processes
-from models.training.optim import build_optimizer
+from models.training.optim import parameter_groups
 
 
 class Toy(torch.nn.Module):
@@ -31,29 +32,46 @@ class Toy(torch.nn.Module):
         return {"loss": part + 0.0, "part": part}
 
 
-def weights(stage: int, accumulation: int, output: str) -> list[float]:
+def weights(stage: int, accumulation: int, offload: str, precision: str, output: str) -> list[float]:
     AcceleratorState._reset_state(reset_partial_state=False)
     GradientState._reset_state()
+    zero = ZeroConfig(
+        stage=stage,
+        offload_optimizer="cpu" if offload else "none",
+        offload_parameters="cpu" if offload == "all" else "none",
+    )
     config = TrainConfig(
         shards="-", output=output, steps=3, batch_size=8, accumulation=accumulation,
-        zero=ZeroConfig(stage=stage), clip_grad=0.3,
+        zero=zero, clip_grad=0.3, lr=0.1, betas=(0.9, 0.98), precision=precision,
     )  # fmt: skip
     processes = Processes(config)
     torch.manual_seed(0)
     model = Toy()
-    optimizer = build_optimizer(model, lr=0.1, weight_decay=0.1, betas=(0.9, 0.98), fused=False)
-    engine = Engine(processes, model, optimizer)
+    groups = parameter_groups(model, weight_decay=0.1, multipliers={"linear.bias": 0.5})
+    engine = Engine(processes, model, groups)
+    dtype = torch.bfloat16 if processes.bf16 else torch.float32
     for step in range(3):
-        pixels = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(step))
+        pixels = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(step)).to(dtype)
         engine.set_learning_rate(0.1 / (step + 1))
         for part in pixels.chunk(accumulation):
             ids = torch.zeros(len(part), 1, dtype=torch.int64)
             batch = Batch(image_BCHW=part, text_ids_BT=ids, text_mask_BT=ids, image_id_B=ids[:, 0])
             loss, _ = engine.losses(batch, StepContext(seed=0, step=step), {})
             engine.backward_and_step(loss)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    whole = [p.detach().flatten() for p in engine.whole_model().parameters()]
+    assert all(p.dtype == torch.float32 for p in whole)
+    return torch.cat(whole).tolist()
 
+
+CASES = [
+    *((stage, accumulation, "", "fp32") for stage in (0, 1, 2, 3) for accumulation in (1, 2)),
+    *((stage, 2, "optimizer", "fp32") for stage in (1, 2, 3)),
+    (3, 2, "all", "fp32"),
+    *((stage, 2, "", "bf16") for stage in (0, 1, 2, 3)),
+    (2, 2, "optimizer", "bf16"),
+    (3, 2, "all", "bf16"),
+]
 
 if __name__ == "__main__":
-    found = {f"{s}/{a}": weights(s, a, sys.argv[1]) for s in (0, 1, 2) for a in (1, 2)}
+    found = {"/".join(map(str, case)): weights(*case, sys.argv[1]) for case in CASES}
     print(json.dumps(found))
