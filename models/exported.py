@@ -3,6 +3,7 @@
     model.safetensors   the weights (float32), each once: tied weights are listed in config.json
     config.json         recipe, size, every dimension, picture normalisation, text length, training step
     tokenizer/          a tokenizer folder
+    state.safetensors   teacher and queue of a published checkpoint, where it has them
 
 Nothing in it is a pickle.
 """
@@ -28,6 +29,7 @@ from models.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer"
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,27 @@ class ExportedConfig:
 
 def write_exported(folder: Path, *, model: nn.Module, config: ExportedConfig, tokenizer: Tokenizer) -> None:
     """Writes the folder atomically; an older one is replaced."""
+    weights, tied = unique_weights(model)
+    write_folder(folder, weights=weights, tied=tied, config=config, tokenizer=tokenizer)
+
+
+def write_folder(
+    folder: Path,
+    *,
+    weights: dict[str, Tensor],
+    tied: dict[str, str],
+    config: ExportedConfig,
+    tokenizer: Tokenizer,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """The same from tensors; `tied` names what is left out of `weights`, `state` is the system's beside the
+    model."""
     temp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
-    weights, tied = unique_weights(model)
     save_file(weights, temp / WEIGHTS)
+    if state:
+        save_file(state, temp / STATE)
     facts = {"format": FORMAT, **dataclasses.asdict(config), "tied": tied}
     (temp / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     tokenizer.save(temp / TOKENIZER)
@@ -122,19 +140,39 @@ def read_exported_tokenizer(folder: str | Path) -> Tokenizer:
     return load_tokenizer(Path(folder) / TOKENIZER)
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Loads strictly, in place, in the model's own precision.
-
-    Raises:
-        ValueError: missing or damaged file; names or shapes differ from the model's.
-    """
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """All weights by name, the tied ones too; raises ValueError for a missing or damaged file."""
     path = Path(folder) / WEIGHTS
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); export the model anew") from error
     tied = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")).get("tied", {})
-    weights |= {name: weights[kept] for name, kept in tied.items()}
+    return weights | {name: weights[kept] for name, kept in tied.items()}
+
+
+def read_state(folder: str | Path) -> dict[str, Tensor]:
+    """Teacher and queue; empty where the folder has none. Raises ValueError for a damaged file."""
+    path = Path(folder) / STATE
+    if not path.is_file():
+        return {}
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); convert the checkpoint anew") from error
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Loads strictly, in place, in the model's own precision.
+
+    Raises:
+        ValueError: missing or damaged file; names or shapes differ from the model's.
+    """
+    load_strictly(model, read_weights(folder), source=Path(folder) / WEIGHTS)
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
+    """Raises ValueError when names or shapes differ from the model's."""
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = [
@@ -144,7 +182,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     ]
     if missing or unknown or shapes:
         raise ValueError(
-            f"{path} does not fit the model: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
+            f"{source} does not fit the model: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
             f"({len(unknown)}), shapes {shapes[:3]} ({len(shapes)}); recipe, size and overrides must agree"
         )
     model.load_state_dict(weights, strict=True)

@@ -1,13 +1,13 @@
-"""The weight names of OpenAI's CLIP and of open_clip's ViT models, and where each goes here.
+"""The weight names of OpenAI's CLIP and of open_clip's ViT models, and of transformers' CLIPModel.
 
-Both release the same names and shapes. Two kinds of weights change their shape on the way: the
+The first two release the same names and shapes. Two kinds of weights change their shape on the way: the
 projections are stored as [D, E] to multiply from the right, and [CLS] and the positions lack the leading
-axes of ours.
+axes of ours. transformers holds query, key and value in three matrices.
 """
 
 from __future__ import annotations
 
-from models.recipes.renames import KeyMap, LeadingAxes, Transposed, within
+from models.recipes.renames import KeyMap, LeadingAxes, Part, Transposed, within
 
 RESBLOCK = {
     "ln_1": "attention_norm",
@@ -42,5 +42,45 @@ KEYS = KeyMap(
         "visual.class_embedding": LeadingAxes(2),
         "visual.positional_embedding": LeadingAxes(1),
     },
-    ignored=("input_resolution", "context_length", "vocab_size", "attn_mask"),
+    ignored=("input_resolution", "context_length", "vocab_size", r"(.+\.)?attn_mask"),
+)
+
+#: text_model.encoder.layers.N and vision_model.encoder.layers.N
+LAYER = {
+    "layer_norm1": "attention_norm",
+    "self_attn.q_proj": "attention.qkv",
+    "self_attn.k_proj": "attention.qkv",
+    "self_attn.v_proj": "attention.qkv",
+    "self_attn.out_proj": "attention.out",
+    "layer_norm2": "feed_forward_norm",
+    "mlp.fc1": "feed_forward.up",
+    "mlp.fc2": "feed_forward.down",
+}
+
+TRANSFORMERS = KeyMap(
+    pairs=[
+        ("vision_model.embeddings.class_embedding", "vision.embed.cls"),
+        ("vision_model.embeddings.position_embedding.weight", "vision.embed.positions"),
+        ("vision_model.embeddings.patch_embedding", "vision.embed.patch"),
+        ("vision_model.pre_layrnorm", "vision.entry_norm"),
+        *within("vision_model.encoder.layers.{n}", "vision.blocks.{n}", LAYER),
+        ("vision_model.post_layernorm", "vision.norm"),
+        ("visual_projection", "image_projection"),
+        ("text_model.embeddings.token_embedding.weight", "text.embed.word.weight"),
+        ("text_model.embeddings.position_embedding.weight", "text.embed.position"),
+        *within("text_model.encoder.layers.{n}", "text.blocks.{n}", LAYER),
+        ("text_model.final_layer_norm", "text.norm"),
+        ("text_projection", "text_projection"),
+        ("logit_scale", "logit_scale"),
+    ],
+    changes={
+        "vision_model.embeddings.class_embedding": LeadingAxes(2),
+        "vision_model.embeddings.position_embedding.weight": LeadingAxes(1),
+        **{
+            f"{tower}_model.encoder.layers.{{n}}.self_attn.{name}_proj": Part(index)
+            for tower in ("vision", "text")
+            for index, name in enumerate("qkv")
+        },
+    },
+    ignored=(r"(text|vision)_model\.embeddings\.position_ids",),
 )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Pairs = Sequence[tuple[str, str]]
@@ -54,6 +55,38 @@ class LeadingAxes:
         return value.reshape(value.shape[self.axes :])
 
 
+@dataclass(frozen=True)
+class OneElement:
+    """Shape [1] there, no axis here."""
+
+    def to_ours(self, value: Tensor) -> Tensor:
+        return value.reshape(())
+
+    def to_published(self, value: Tensor) -> Tensor:
+        return value.reshape(1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `parts` matrices (or biases) there whose rows follow each other in one of ours: query, key and
+    value of a fused attention. The names of all parts go to one of our names."""
+
+    index: int
+    parts: int = 3
+
+    def to_ours(self, value: Tensor) -> Tensor:
+        """The part as it is; `join` makes the whole."""
+        return value
+
+    def to_published(self, value: Tensor) -> Tensor:
+        return value.chunk(self.parts)[self.index].contiguous()
+
+
+def join(parts: Mapping[int, Tensor]) -> Tensor:
+    """The whole of all parts, in the order of their index."""
+    return torch.cat([parts[index] for index in sorted(parts)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
     """One published format of one system.
@@ -63,11 +96,13 @@ class KeyMap:
             that is stored twice there): all are written, and must be equal when read.
         changes: published template -> how its tensors change.
         ignored: patterns of published names that carry nothing (constant buffers).
+        fresh: patterns of our names that the format has no place for: they begin with random weights.
     """
 
     pairs: Pairs
     changes: Mapping[str, Change] = None  # type: ignore[assignment]
     ignored: Sequence[str] = ()
+    fresh: Sequence[str] = ()
 
     def ours(self, published: str) -> str | None:
         """Our name; None for a name that carries nothing. Raises KeyError for an unknown one."""
