@@ -1,8 +1,10 @@
 """`pairmill evaluate --model runs/albef --shards held_out --mlm_words words.yaml`: what a model can do.
 
-Retrieval in both directions over a fixed pool of pictures, and accuracy on masked words with and without
-the picture. Writes `retrieval.json`, `mlm.json` and the resolved configuration. This file imports no torch,
-so that results that stand are recognised at once; the work is in `jobs.evaluation`.
+Retrieval in both directions over a fixed pool of pictures; whether pairs are told from mismatches; masked
+words; captions: what the model offers. Each with the picture, with the picture withheld, and with a wrong
+one. Writes `retrieval.json`, `itm.json`, `mlm.json`, `captions.json`, `summary.txt` and the resolved
+configuration. This file imports no torch, so that results that stand are recognised at once; the work is in
+`jobs.evaluation`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,11 @@ import yaml
 from jobs.verb import Request, Verb
 from pipeline import storage
 from pipeline.errors import ConfigError
+
+#: what may be written, and the file that tells which results stand
+RESULTS = ("retrieval", "itm", "mlm", "captions")
+MARK = "evaluation.json"
+SHOWN = ("with_picture", "withheld", "shuffled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,9 @@ class EvaluateConfig:
         top_k: candidates per query that the matching head ranks anew; 0: ranks by features alone.
         mlm_words: YAML or JSON file of groups and words (`colour: [red, blue]`), or this mapping itself;
             empty: no test of masked words.
-        seeds: each draws which words are masked and which pictures are swapped.
+        caption_pictures: for how many pictures of the pool captions are written, where the model writes
+            captions; 0: none.
+        seeds: each draws which words are masked, the wrong pictures, and which pictures are swapped.
         seed: of the choice of the pool.
         batch_size: pictures encoded at once.
         device: cpu, cuda, ...; by default a GPU where there is one.
@@ -45,6 +55,7 @@ class EvaluateConfig:
     pool: int = 1000
     top_k: int = 16
     mlm_words: str | dict[str, list[str]] | None = None
+    caption_pictures: int = 500
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     seed: int = 0
     batch_size: int = 64
@@ -62,11 +73,12 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     output = Path(config.output) if config.output else folder.parent / "eval"
     words = read_words(config.mlm_words)
     mark = evaluation_mark(config, folder, words)
-    if not overwrite and _is_done(output, mark, with_words=bool(words)):
+    if not overwrite and _is_done(output, mark):
         print(
             f"evaluate: {output} holds the results of this evaluation already, nothing to do", file=sys.stderr
         )
         return 0
+    (output / MARK).unlink(missing_ok=True)
     # before torch is imported: waiting threads that spin make a busy machine several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from jobs.evaluation import run_evaluation
@@ -75,10 +87,14 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     output.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
         storage.write_bytes(str(output / f"{name}.json"), (json.dumps(result, indent=1) + "\n").encode())
+    for name in sorted(set(RESULTS) - results.keys()):
+        (output / f"{name}.json").unlink(missing_ok=True)  # of an earlier evaluation
+    storage.write_bytes(str(output / "summary.txt"), (summary(results) + "\n").encode())
     storage.write_bytes(
         str(output / "config.yaml"), (yaml.safe_dump(_plain(asdict(config)), sort_keys=False)).encode()
     )
-    storage.write_bytes(str(output / "evaluation.json"), (json.dumps(mark, indent=1) + "\n").encode())
+    mark["results"] = sorted(results)
+    storage.write_bytes(str(output / MARK), (json.dumps(mark, indent=1) + "\n").encode())
     print(summary(results), file=sys.stderr)
     return 0
 
@@ -131,34 +147,54 @@ def evaluation_mark(config: EvaluateConfig, folder: Path, words: dict[str, list[
         {
             "model": [str(folder), stat.st_size, stat.st_mtime_ns],
             "shards": shards,
-            "options": [config.pool, config.top_k, list(config.seeds), config.seed],
+            "options": [config.pool, config.top_k, list(config.seeds), config.seed, config.caption_pictures],
             "words": words,
         }
     )
 
 
-def _is_done(output: Path, mark: dict[str, Any], *, with_words: bool) -> bool:
-    path = output / "evaluation.json"
-    files = ["retrieval.json"] + (["mlm.json"] if with_words else [])
-    if not path.is_file() or not all((output / f).is_file() for f in files):
+def _is_done(output: Path, mark: dict[str, Any]) -> bool:
+    path = output / MARK
+    if not path.is_file():
         return False
-    return json.loads(path.read_text(encoding="utf-8")) == mark
+    found = json.loads(path.read_text(encoding="utf-8"))
+    files = found.pop("results", [])
+    return bool(files) and found == mark and all((output / f"{name}.json").is_file() for name in files)
 
 
 def summary(results: dict[str, Any]) -> str:
-    """A few lines for a person."""
+    """A table for a person: every figure with the picture, without it, with a wrong one."""
     r = results["retrieval"]
-    pool, ks = r["pool"], ("r1", "r5", "r10")
+    pool = r["pool"]
+    lines = [
+        f"{pool['pictures']} pictures, {pool['captions']} captions; percent, but for CIDEr-D",
+        f"{'':<44}{'picture':>9}{'withheld':>10}{'shuffled':>10}{'chance':>9}",
+    ]
 
-    def row(name: str, values: dict[str, float]) -> str:
-        return f"  {name:<22}" + "  ".join(f"{k.upper()} {100 * values[k]:5.1f}" for k in ks)
+    def row(name: str, values: list[float], chance: float | None = None, scale: float = 100) -> None:
+        cells = "".join(f"{scale * v:>{w}.1f}" for v, w in zip(values, (9, 10, 10), strict=True))
+        lines.append(f"{name:<44}{cells}{'' if chance is None else f'{scale * chance:>9.1f}'}")
 
-    lines = [f"retrieval over {pool['pictures']} pictures and {pool['captions']} captions, percent"]
-    lines += [row("picture -> text", r["tr"]), row("text -> picture", r["ir"]), row("chance", r["chance"])]
+    def recalls(title: str, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        for key, name in (("tr", "picture -> text"), ("ir", "text -> picture")):
+            for k in ("r1", "r5", "r10"):
+                shown = [pick(by)[key][k] for by in (r, r["withheld"], r["shuffled"])]
+                row(f"{title}, {name}, {k.upper()}", shown, r["chance"][k])
+
+    recalls("features", lambda by: by["itc"])
+    if r["reranked"]:
+        recalls(f"top {r['top_k']} matched anew", lambda by: by)
+    if "itm" in results:
+        accuracy = results["itm"]["accuracy"]
+        for kind in accuracy["with_picture"]:
+            row(f"matched or not, {kind} wrong picture", [accuracy[c][kind]["mean"] for c in SHOWN], 0.5)
     if "mlm" in results:
         accuracy = results["mlm"]["accuracy"]
-        lines.append("masked words, percent right")
-        lines += [f"  {c.replace('_', ' '):<22}{100 * accuracy[c]['all']['mean']:5.1f}" for c in accuracy]
+        for group in accuracy["with_picture"]:
+            row(f"masked words, {group}", [accuracy[c][group]["mean"] for c in SHOWN])
+    if "captions" in results:
+        row("captions, CIDEr-D x 100", [results["captions"]["cider_d"][c] for c in SHOWN])
+        row("captions equal to a reference", [results["captions"]["exact"][c] for c in SHOWN])
     return "\n".join(lines)
 
 

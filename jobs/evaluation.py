@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from jobs.evaluate import EvaluateConfig
+from models.evaluation.captions import WriteCaptions, evaluate_captions
+from models.evaluation.itm import evaluate_itm
 from models.evaluation.mlm import evaluate_mlm
-from models.evaluation.pool import Pool
+from models.evaluation.pool import Pool, encode_pool
 from models.evaluation.retrieval import evaluate_retrieval
 from models.images import CorruptImageError, decode
 from models.inference.load import LoadedModel, load_exported
@@ -35,22 +37,37 @@ def run_evaluation(config: EvaluateConfig, folder: Path, words: dict[str, list[s
     pool, facts = build_pool(config, table, loaded)
     model: Any = loaded.model
     show = _Shown("evaluate")
+    seeds, device = tuple(config.seeds), loaded.device
+    if words and not hasattr(model, "mlm_logits"):
+        raise ConfigError(f"mlm_words: {type(model).__name__} predicts no masked words; leave them out")
+    encoded = encode_pool(model, pool, device=device, report=show)
     results: dict[str, Any] = {}
-    retrieval = evaluate_retrieval(
-        model, pool, top_k=config.top_k, seed=config.seed, device=loaded.device, report=show
-    )
-    results["retrieval"] = {**retrieval.to_json(), **facts}
+    results["retrieval"] = evaluate_retrieval(
+        model, pool, top_k=config.top_k, seed=config.seed, device=device, encoded=encoded, report=show
+    ).to_json()
+    if encoded.fuses:
+        results["itm"] = evaluate_itm(
+            model, pool, seeds=seeds, device=device, encoded=encoded, report=show
+        ).to_json()
     if words:
         try:
-            mlm = evaluate_mlm(
-                model, pool, tokenizer=loaded.tokenizer, words=words, seeds=tuple(config.seeds),
-                device=loaded.device, report=show,
-            )  # fmt: skip
+            results["mlm"] = evaluate_mlm(
+                model, pool, tokenizer=loaded.tokenizer, words=words, seeds=seeds, device=device,
+                encoded=encoded, report=show,
+            ).to_json()  # fmt: skip
         except ValueError as error:
             raise ConfigError(f"mlm_words: {error}") from error
-        results["mlm"] = {**mlm.to_json(), **facts}
+    write = find_captioner(loaded) if config.caption_pictures else None
+    if write is not None:
+        few = pool.first(config.caption_pictures)
+        results["captions"] = evaluate_captions(write, few, seed=config.seed, report=show).to_json()
     show.close()
-    return results
+    return {name: {**result, **facts} for name, result in results.items()}
+
+
+def find_captioner(loaded: LoadedModel) -> WriteCaptions | None:
+    """What writes this model's captions; None where it writes none."""
+    return None
 
 
 def build_pool(
@@ -96,6 +113,7 @@ def build_pool(
         text_ids_PT=ids_PT,
         text_mask_PT=mask_PT,
         text_image_P=torch.tensor(owner),
+        captions=captions,
     )
     return pool, {"seed": config.seed, "corrupt": corrupt, "training": loaded.exported.training}
 

@@ -10,7 +10,7 @@ from jobs.reporting.runs import RunFacts
 from jobs.reporting.text import clean, count, figure, plural
 
 MAX_ROWS = 60
-NAMES = {"mlm": "masked words"}
+NAMES = {"mlm": "masked words", "itm": "matched or not", "captions": "captions written"}
 CONDITIONS = (
     ("with_picture", "With the picture"),
     ("withheld", "Picture withheld"),
@@ -32,8 +32,8 @@ def results(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     """Every result file of every run: name, a sentence, tables."""
     found = []
     for run in runs:
-        rank = {"retrieval": 0, "mlm": 1}
-        for name, value in sorted(run.results, key=lambda item: rank.get(item[0], 2)):
+        rank = {"retrieval": 0, "itm": 1, "mlm": 2, "captions": 3}
+        for name, value in sorted(run.results, key=lambda item: rank.get(item[0], len(rank))):
             words, shown = _result(name, value)
             found.append(
                 {
@@ -70,7 +70,9 @@ def _result(name: str, value: Mapping[str, Any]) -> tuple[str, list[Table]]:
         return _retrieval_words(value), [_retrieval(value)]
     accuracy = value.get("accuracy")
     if isinstance(accuracy, dict) and any(isinstance(v, dict) for v in accuracy.values()):
-        return _mlm_words(value), [_mlm(value)]
+        if name == "itm":
+            return _ITM_WORDS, [_accuracy(value, "Wrong picture of a pair", "Right answers")]
+        return _mlm_words(value), [_accuracy(value, "Word", "Accuracy on masked words")]
     return "", generic(name, value)
 
 
@@ -86,6 +88,11 @@ def _retrieval(value: Mapping[str, Any]) -> Table:
             ("TR by features alone", _numbers(features.get("tr"))),
             ("IR by features alone", _numbers(features.get("ir"))),
         ]
+    for key, name in CONDITIONS[1:]:
+        blind = value.get(key)
+        if isinstance(blind, dict):
+            lines += [(f"TR, {name.lower()}", _numbers(blind.get("tr")))]
+            lines += [(f"IR, {name.lower()}", _numbers(blind.get("ir")))]
     lines.append(("By chance", _numbers(value.get("chance"))))
     lines = [(name, recalls) for name, recalls in lines if recalls]
     ks = sorted({k for _, recalls in lines for k in recalls}, key=lambda k: (len(k), k))
@@ -110,7 +117,14 @@ def _retrieval_words(value: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _mlm(value: Mapping[str, Any]) -> Table:
+_ITM_WORDS = (
+    "Each caption is asked about once with its own picture and once with a wrong one, so an answer from the "
+    "text alone is right half of the time."
+)
+
+
+def _accuracy(value: Mapping[str, Any], of: str, title: str) -> Table:
+    """Accuracy by group (rows) and condition (columns)."""
     accuracy = value["accuracy"]
     shown = [(key, name) for key, name in CONDITIONS if isinstance(accuracy.get(key), dict)]
     groups = list(dict.fromkeys(group for key, _ in shown for group in accuracy[key]))
@@ -118,10 +132,10 @@ def _mlm(value: Mapping[str, Any]) -> Table:
     rows = []
     for group in groups:
         cells = [_mean(accuracy[key].get(group)) for key, _ in shown]
-        number = count(masked[group]) if group in masked else "–"
-        rows.append(("all words" if group == "all" else clean(group), *cells, number))
-    head = ("Word", *(name for _, name in shown), "Words masked")
-    return Table(title="Accuracy on masked words", head=head, rows=tuple(rows))
+        number = (count(masked[group]) if group in masked else "–",) if masked else ()
+        rows.append(("all words" if group == "all" else clean(group), *cells, *number))
+    head = (of, *(name for _, name in shown), *(("Words masked",) if masked else ()))
+    return Table(title=title, head=head, rows=tuple(rows))
 
 
 def _mean(value: Any) -> str:

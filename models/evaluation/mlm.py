@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.evaluation.pool import Pool, Report, encode_images
+from models.evaluation.conditions import CONDITIONS
+from models.evaluation.pool import EncodedPool, Pool, Report, derangement, encode_blank, encode_images
 
-CONDITIONS = ("with_picture", "withheld", "shuffled")
 BATCH = 128
 
 
@@ -72,11 +72,13 @@ def evaluate_mlm(
     words: Mapping[str, Sequence[str]],
     seeds: Sequence[int] = (0, 1, 2),
     device: torch.device | str = "cpu",
+    encoded: EncodedPool | None = None,
     report: Report | None = None,
 ) -> MlmResult:
     """Accuracy on words of the given groups.
 
     Args:
+        encoded: the pool's states, where they are known already.
         words: group -> words, such as `{"colour": ["red", "blue"]}`; phrases are allowed.
         seeds: each draws which word of a caption is masked, and which pictures are swapped.
 
@@ -91,10 +93,13 @@ def evaluate_mlm(
         raise ValueError(
             f"none of {len(spans)} captions holds a word of {', '.join(words)}; check the word list"
         )
-    tokens_MND = encode_images(model, pool, device=device, report=report).tokens_MND
-    if tokens_MND is None or not hasattr(model, "mlm_logits"):
+    if not hasattr(model, "mlm_logits"):
         raise ValueError(f"{type(model).__name__} predicts no masked words; evaluate a system with MLM")
-    blank_1ND = _blank_tokens(model, pool, device)
+    images = encoded.images if encoded else encode_images(model, pool, device=device, report=report)
+    blank = encoded.blank if encoded else encode_blank(model, pool, device=device)
+    tokens_MND, blank_1ND = images.tokens_MND, blank.tokens_MND
+    assert tokens_MND is not None
+    assert blank_1ND is not None
 
     groups = ["all", *words]
     accuracy: dict[str, dict[str, list[float]]] = {c: {g: [] for g in groups} for c in CONDITIONS}
@@ -169,28 +174,6 @@ def find_spans(
     return spans
 
 
-def derangement(picture_P: Tensor, generator: torch.Generator) -> Tensor:
-    """Another caption's picture for each caption: the captions are put in random order and each takes the
-    picture of the next one that shows something else.
-
-    Raises:
-        ValueError: there is one picture only.
-    """
-    order = torch.randperm(len(picture_P), generator=generator)
-    shuffled = picture_P[order]
-    if (shuffled == shuffled[0]).all():
-        raise ValueError("all captions belong to one picture; a wrong picture needs two")
-    taken = shuffled.roll(-1)
-    for shift in range(2, len(picture_P)):
-        same = taken == shuffled
-        if not same.any():
-            break
-        taken = torch.where(same, shuffled.roll(-shift), taken)
-    other_P = torch.empty_like(picture_P)
-    other_P[order] = taken
-    return other_P
-
-
 @torch.inference_mode()
 def _named(
     model: Any,
@@ -209,10 +192,3 @@ def _named(
     guess_BT = logits_BTV.argmax(dim=-1).cpu()
     equal_BT = guess_BT == ids_BT
     return [bool(equal_BT[row, span.start : span.stop].all()) for row, span in enumerate(spans)]
-
-
-@torch.inference_mode()
-def _blank_tokens(model: Any, pool: Pool, device: torch.device) -> Tensor:
-    """The tokens [1, N, D] of the mean picture."""
-    first = next(iter(pool.images))
-    return model.encode_image(torch.zeros_like(first[:1]).to(device)).tokens_BND.cpu()

@@ -5,6 +5,9 @@ a model with a fusion encoder then ranks the first `top_k` of each query anew by
 of all others. Each (picture, caption) pair that any query asks for is computed once, with the picture's
 keys and values shared by all its captions, and short captions together.
 
+The same questions are put with the picture withheld (every picture is the mean picture) and shuffled (each
+stands for another one): a ranking that reads pictures then falls to chance.
+
 Shapes: M pictures, P captions, X pairs, B pairs of a batch, N image tokens, T text tokens, D width.
 """
 
@@ -17,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.evaluation.pool import EncodedImages, EncodedTexts, Pool, Report, encode_images, encode_texts
+from models.evaluation.conditions import CONDITIONS
+from models.evaluation.pool import (
+    EncodedImages,
+    EncodedPool,
+    EncodedTexts,
+    Pool,
+    Report,
+    derangement,
+    encode_pool,
+)
 from models.evaluation.ranking import sum_found
 from models.recipes.base import Model
 
@@ -26,34 +38,52 @@ KS = (1, 5, 10)
 PICTURES, PAIRS, QUERIES = 64, 512, 512
 
 
+Recall = dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalls:
+    """Recalls in 0..1 under one condition: `text` is picture -> captions (TR), `image` is caption -> picture
+    (IR). The `itc` ones are by features alone."""
+
+    text: Recall
+    image: Recall
+    itc_text: Recall
+    itc_image: Recall
+
+    def to_json(self) -> dict[str, Any]:
+        def named(recall: Recall) -> dict[str, float]:
+            return {f"r{k}": round(v, 6) for k, v in recall.items()}
+
+        itc = {"tr": named(self.itc_text), "ir": named(self.itc_image)}
+        return {"tr": named(self.text), "ir": named(self.image), "itc": itc}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Recalls in 0..1: `text` is picture -> captions (TR), `image` is caption -> picture (IR). The `itc`
-    ones are by features alone. `pairs`: how many pairs the fusion encoder matched."""
+    """by[condition]: the recalls. `pairs`: how many pairs the fusion encoder matched."""
 
     pictures: int
     captions: int
     top_k: int
     pairs: int
-    text: dict[int, float]
-    image: dict[int, float]
-    itc_text: dict[int, float]
-    itc_image: dict[int, float]
+    by: dict[str, Recalls]
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
-        def named(recall: dict[int, float]) -> dict[str, float]:
-            return {f"r{k}": round(v, 6) for k, v in recall.items()}
+    @property
+    def seen(self) -> Recalls:
+        """With the pictures."""
+        return self.by["with_picture"]
 
+    def to_json(self) -> dict[str, Any]:
         return {
             "pool": {"pictures": self.pictures, "captions": self.captions},
             "top_k": self.top_k,
             "pairs_matched": self.pairs,
             "reranked": self.pairs > 0,
-            "tr": named(self.text),
-            "ir": named(self.image),
-            "itc": {"tr": named(self.itc_text), "ir": named(self.itc_image)},
+            **self.seen.to_json(),
             "chance": {f"r{k}": round(min(1.0, k / self.pictures), 6) for k in KS},
+            **{condition: self.by[condition].to_json() for condition in CONDITIONS[1:]},
             "seconds": round(self.seconds, 2),
         }
 
@@ -65,13 +95,15 @@ def evaluate_retrieval(
     top_k: int = 16,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    encoded: EncodedPool | None = None,
     report: Report | None = None,
 ) -> RetrievalResult:
     """Retrieval over the pool, in both directions.
 
     Args:
         top_k: candidates that the matching head ranks anew, per query; 0 ranks by features alone.
-        seed: of the order in which equal features enter the top k.
+        seed: of the order in which equal features enter the top k, and of the swapped pictures.
+        encoded: the pool's states, where they are known already.
         report: called with (what, done, total).
 
     Raises:
@@ -79,15 +111,16 @@ def evaluate_retrieval(
     """
     began = time.monotonic()
     device = torch.device(device)
-    images = encode_images(model, pool, device=device, report=report)
-    texts = encode_texts(model, pool, device=device, report=report)
+    encoded = encoded or encode_pool(model, pool, device=device, report=report)
+    images, texts = encoded.images, encoded.texts
     sim_MP = images.image_ME @ texts.text_PE.T
     positive_MP = torch.arange(pool.pictures)[:, None] == pool.text_image_P[None, :]
-    fuses = top_k > 0 and images.tokens_MND is not None and texts.states_PTD is not None
-    text = itc_text = _recalls(sim_MP, positive_MP)
-    image = itc_image = _recalls(sim_MP.T, positive_MP.T)
-    pairs = 0
-    if fuses:
+    other_M = derangement(torch.arange(pool.pictures), torch.Generator().manual_seed(seed))
+    # one row for all pictures alike, as a view
+    blank_MP = (encoded.blank.image_ME @ texts.text_PE.T).expand(pool.pictures, -1)
+    itc = {c: _both(sim, positive_MP) for c, sim in _shown(sim_MP, blank_MP, other_M).items()}
+    by, pairs = itc, 0
+    if top_k > 0 and encoded.fuses:
         for_image_MP = top_candidates(sim_MP, top_k, seed=seed)
         for_text_MP = top_candidates(sim_MP.T, top_k, seed=seed + 1).T
         pair_X2 = (for_image_MP | for_text_MP).nonzero()
@@ -96,18 +129,53 @@ def evaluate_retrieval(
         match_MP[pair_X2[:, 0], pair_X2[:, 1]] = match_pairs(
             model, images, texts, pool.text_mask_PT, pair_X2, device=device, report=report
         )
-        text = _recalls(sim_MP, positive_MP, match_MP, for_image_MP)
-        image = _recalls(sim_MP.T, positive_MP.T, match_MP.T, for_text_MP.T)
+        blank_1P = top_candidates(blank_MP[:1], top_k, seed=seed)
+        blank_pair_X2 = blank_1P.nonzero()
+        blank_match_1P = torch.zeros(blank_1P.shape)
+        blank_match_1P[0, blank_pair_X2[:, 1]] = match_pairs(
+            model, encoded.blank, texts, pool.text_mask_PT, blank_pair_X2, device=device
+        )
+        # a caption's candidates all look alike and are matched alike: they stay tied
+        nobody_MP = torch.zeros_like(for_text_MP)
+        sims = _shown(sim_MP, blank_MP, other_M)
+        matches = _shown(match_MP, blank_match_1P.expand(pool.pictures, -1), other_M)
+        chosen_for_image = _shown(for_image_MP, blank_1P.expand(pool.pictures, -1), other_M)
+        chosen_for_text = _shown(for_text_MP, nobody_MP, other_M)
+        by = {
+            c: _both(sims[c], positive_MP, matches[c], chosen_for_image[c], chosen_for_text[c])
+            for c in CONDITIONS
+        }
     return RetrievalResult(
         pictures=pool.pictures,
         captions=len(pool.text_ids_PT),
-        top_k=top_k if fuses else 0,
+        top_k=top_k if pairs else 0,
         pairs=pairs,
-        text=text,
-        image=image,
-        itc_text=itc_text,
-        itc_image=itc_image,
+        by={
+            c: Recalls(text=by[c][0], image=by[c][1], itc_text=itc[c][0], itc_image=itc[c][1])
+            for c in CONDITIONS
+        },
         seconds=time.monotonic() - began,
+    )
+
+
+def _shown(own_MP: Tensor, blank_MP: Tensor, other_M: Tensor) -> dict[str, Tensor]:
+    """A matrix over (picture, caption) under each condition."""
+    return dict(zip(CONDITIONS, (own_MP, blank_MP, own_MP[other_M]), strict=True))
+
+
+def _both(
+    sim_MP: Tensor,
+    positive_MP: Tensor,
+    match_MP: Tensor | None = None,
+    for_image_MP: Tensor | None = None,
+    for_text_MP: Tensor | None = None,
+) -> tuple[Recall, Recall]:
+    """Recalls of pictures' and of captions' queries."""
+    if match_MP is None or for_image_MP is None or for_text_MP is None:
+        return _recalls(sim_MP, positive_MP), _recalls(sim_MP.T, positive_MP.T)
+    return (
+        _recalls(sim_MP, positive_MP, match_MP, for_image_MP),
+        _recalls(sim_MP.T, positive_MP.T, match_MP.T, for_text_MP.T),
     )
 
 
@@ -129,9 +197,11 @@ def match_pairs(
     pair_X2: Tensor,
     *,
     device: torch.device,
+    against_no: bool = False,
     report: Report | None = None,
 ) -> Tensor:
-    """The logit of `matched` for each (picture, caption) pair, float32 [X]."""
+    """The logit of `matched` for each (picture, caption) pair, float32 [X]; `against_no`: less the logit of
+    `not matched`, so that above 0 means a match."""
     assert images.tokens_MND is not None
     assert texts.states_PTD is not None
     length_P = text_mask_PT.sum(dim=1)
@@ -153,7 +223,8 @@ def match_pairs(
                 text_mask_PT[caption_B, :length].to(device),
                 rows_B=(picture_B - first).to(device),
             )
-            score_X[here_B] = logits_B2[:, 1].float().cpu()
+            score_B = logits_B2[:, 1] - logits_B2[:, 0] if against_no else logits_B2[:, 1]
+            score_X[here_B] = score_B.float().cpu()
             done += len(here_B)
             if report:
                 report("pairs", done, len(pair_X2))

@@ -44,7 +44,9 @@ def arguments(world: Path, *more: str) -> list[str]:
 def test_results_stand_and_a_rerun_leaves_them(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(world, "--mlm_words", str(world / "words.yaml"))
     assert cli.main(command) == 0
-    assert "retrieval over 50 pictures and 50 captions" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "50 pictures, 50 captions" in printed
+    assert (world / "run" / "eval" / "summary.txt").read_text() in printed
     retrieval = json.loads((world / "run" / "eval" / "retrieval.json").read_text())
     assert retrieval["pool"] == {"pictures": 50, "captions": 50}
     assert retrieval["top_k"] == 8
@@ -55,7 +57,18 @@ def test_results_stand_and_a_rerun_leaves_them(world: Path, capsys: pytest.Captu
     mlm = json.loads((world / "run" / "eval" / "mlm.json").read_text())
     assert set(mlm["accuracy"]) == {"with_picture", "withheld", "shuffled"}
     assert set(mlm["words_masked"]) == {"all", "colour", "relation"}
+    # random weights: what is not asked of the picture cannot be right more often than by chance
+    assert retrieval["withheld"]["ir"] == pytest.approx(retrieval["chance"])
+    itm = json.loads((world / "run" / "eval" / "itm.json").read_text())
+    assert itm["pairs"] == 100
+    assert {itm["accuracy"]["withheld"][kind]["mean"] for kind in ("hard", "random")} == {0.5}
+    assert not (world / "run" / "eval" / "captions.json").exists()
 
+    assert json.loads((world / "run/eval/evaluation.json").read_text())["results"] == [
+        "itm",
+        "mlm",
+        "retrieval",
+    ]
     before = (world / "run" / "eval" / "retrieval.json").stat().st_mtime_ns
     assert cli.main(command) == 0
     assert "nothing to do" in capsys.readouterr().err

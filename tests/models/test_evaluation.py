@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.evaluation.mlm import derangement, evaluate_mlm, find_spans
-from models.evaluation.pool import Pool
+from models.evaluation.mlm import evaluate_mlm, find_spans
+from models.evaluation.pool import Pool, derangement
 from models.evaluation.ranking import recall_at
 from models.evaluation.retrieval import evaluate_retrieval, top_candidates
 from models.recipes.base import ImageOutput, TextOutput
@@ -70,7 +70,7 @@ def test_planted_ranks_give_exact_recalls() -> None:
         order = [*others[:m], m, *others[m:]]
         sim_MP[m, order] = torch.linspace(1, -1, pictures)
     result = evaluate_retrieval(Planted(sim_MP, None), pool_of(pictures), top_k=16)
-    assert result.text == {1: 1 / 20, 5: 5 / 20, 10: 10 / 20}
+    assert result.seen.text == {1: 1 / 20, 5: 5 / 20, 10: 10 / 20}
     assert result.pairs == 0
     assert result.top_k == 0
 
@@ -84,10 +84,10 @@ def test_matching_reranks_the_top_k_alone() -> None:
     inside = (sim_MP >= sim_MP.topk(k, dim=1).values[:, -1:]).diagonal().float().mean()
     inside_t = (sim_MP >= sim_MP.topk(k, dim=0).values[-1:]).diagonal().float().mean()
     # a perfect matcher puts it first if, and only if, the features let it into the top k
-    assert result.text[1] == pytest.approx(float(inside))
-    assert result.image[1] == pytest.approx(float(inside_t))
+    assert result.seen.text[1] == pytest.approx(float(inside))
+    assert result.seen.image[1] == pytest.approx(float(inside_t))
     assert result.top_k == k
-    assert result.itc_text[1] == pytest.approx(
+    assert result.seen.itc_text[1] == pytest.approx(
         float((sim_MP.argmax(1) == torch.arange(pictures)).float().mean())
     )
 
@@ -100,8 +100,8 @@ def test_several_captions_a_picture() -> None:
         sim_MP[m, 5 * m + 4] = 1.0
         sim_MP[m, [p for p in range(50) if p // 5 != m]] = 0.5
     result = evaluate_retrieval(Planted(sim_MP, None), pool_of(pictures, 5))
-    assert result.text[1] == 1.0  # one of five is enough
-    assert result.image[1] == pytest.approx(1 / 5)  # four of five captions find another picture first
+    assert result.seen.text[1] == 1.0  # one of five is enough
+    assert result.seen.image[1] == pytest.approx(1 / 5)  # four of five captions find another picture first
     assert result.captions == 50
 
 
@@ -114,13 +114,30 @@ def test_a_model_that_knows_nothing_scores_chance(fused: bool) -> None:
     for seed in range(20 if fused else 1):
         result = evaluate_retrieval(model, pool_of(pictures), top_k=16, seed=seed)
         for k in seen:
-            seen[k] += [result.text[k], result.image[k]]
+            seen[k] += [result.seen.text[k], result.seen.image[k]]
     for k, values in seen.items():
         mean = sum(values) / len(values)
         if fused:  # which candidates enter the top k is drawn
             assert mean == pytest.approx(k / pictures, rel=0.35)
         else:
             assert mean == pytest.approx(k / pictures, rel=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_blind_retrieval_falls_to_chance(fused: bool) -> None:
+    # every picture finds its caption; the mean picture, whose pixels say 0, stands for picture 0
+    pictures, k = 40, 8
+    perfect = torch.eye(pictures)
+    model = Planted(perfect + 0.01 * torch.rand(pictures, pictures), perfect if fused else None)
+    result = evaluate_retrieval(model, pool_of(pictures), top_k=k)
+    assert result.seen.text[1] == result.seen.image[1] == 1.0
+    withheld, shuffled = result.by["withheld"], result.by["shuffled"]
+    # one answer for all pictures: right for one of them; captions see equal pictures and take any
+    assert withheld.text[1] == withheld.itc_text[1] == pytest.approx(1 / pictures)
+    assert withheld.image == pytest.approx({n: n / pictures for n in (1, 5, 10)})
+    # each picture stands for another one, whose caption comes first
+    assert shuffled.text[1] == shuffled.image[1] == shuffled.itc_text[1] == 0.0
+    assert set(result.to_json()) >= {"tr", "ir", "itc", "withheld", "shuffled", "chance"}
 
 
 def test_expected_recall_over_ties_is_exact() -> None:
