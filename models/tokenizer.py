@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+#: tokens that `fit` appends to a vocabulary for the recipes whose config has the field (BLIP), in this order
+ADDED_TOKENS = {"dec_id": "[DEC]", "enc_id": "[ENC]"}
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 
 ConfigT = TypeVar("ConfigT")
@@ -72,6 +74,11 @@ class Tokenizer:
     def special_ids(self) -> tuple[int, ...]:
         return tuple(sorted(set(self.backend.all_special_ids)))
 
+    def continues(self) -> Tensor:
+        """bool [vocab_size]: WordPiece's `##` pieces, which continue a word. Another kind of vocabulary has
+        none: each of its tokens counts as a word."""
+        return torch.tensor([t.startswith("##") for t in self.tokens(list(range(self.vocab_size)))])
+
     def encode(self, texts: list[str], max_length: int, *, pad_to_max: bool = False) -> tuple[Tensor, Tensor]:
         """Ids and mask, int64 [B, T], with the opening and closing tokens.
 
@@ -100,16 +107,32 @@ class Tokenizer:
     def fit(self, config: ConfigT) -> ConfigT:
         """A recipe's config with this vocabulary: vocab_size and the special ids that the config has.
 
+        Appends those of ADDED_TOKENS that the config has and the vocabulary lacks: `save` then writes them,
+        so that the folder of an exported model holds them. Encoding stays as it was. A config with a
+        `prompt` gets its `prompt_ids`.
+
         Raises ValueError when the config wants an id that the vocabulary lacks.
         """
-        names = {f.name for f in fields(config)} & {"vocab_size", "pad_id", "cls_id", "sep_id", "mask_id"}  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in sorted(names)}
+        asked = {f.name for f in fields(config)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {n: self._added_id(token) for n, token in ADDED_TOKENS.items() if n in asked}
+        names = asked & {"vocab_size", "pad_id", "cls_id", "sep_id", "mask_id"}
+        values |= {name: getattr(self, name) for name in sorted(names)}
+        if {"prompt", "prompt_ids"} <= asked:
+            prompt = config.prompt  # type: ignore[attr-defined]
+            values["prompt_ids"] = tuple(self.backend(prompt, add_special_tokens=False)["input_ids"])
         missing = [name for name, value in values.items() if value is None]
         if missing:
             raise ValueError(
                 f"the tokenizer has no {', '.join(missing)}, which this recipe needs; use another one"
             )
         return replace(config, **values)  # type: ignore[type-var]
+
+    def _added_id(self, token: str) -> int:
+        """The id of a special token, appended to the vocabulary where it is missing."""
+        if token not in self.backend.get_vocab():
+            # by place, for its name differs between versions: False keeps those added before
+            self.backend.add_special_tokens({"additional_special_tokens": [token]}, False)
+        return self.backend.convert_tokens_to_ids(token)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

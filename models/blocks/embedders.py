@@ -62,20 +62,32 @@ def resize_positions(positions_1ND: Tensor, grid: int) -> Tensor:
 
 
 class BertEmbedder(nn.Module):
-    """BERT's input: word + position + token type (always 0 here), then a layer norm."""
+    """BERT's input: word + position + token type (always 0 here; BLIP has none), a layer norm, dropout."""
 
     def __init__(
-        self, *, vocab_size: int, positions: int, token_types: int, width: int, pad_id: int, eps: float
+        self,
+        *,
+        vocab_size: int,
+        positions: int,
+        token_types: int,
+        width: int,
+        pad_id: int,
+        eps: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, width, padding_idx=pad_id)
         self.position = nn.Embedding(positions, width)
-        self.token_type = nn.Embedding(token_types, width)
+        self.token_type = nn.Embedding(token_types, width) if token_types else None
         self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = dropout
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         position_TD = table_rows(self.position.weight, ids_BT.shape[1])
-        return self.norm(self.word(ids_BT) + self.token_type.weight[0] + position_TD)
+        word_BTD = self.word(ids_BT)
+        if self.token_type is not None:
+            word_BTD = word_BTD + self.token_type.weight[0]
+        return F.dropout(self.norm(word_BTD + position_TD), self.dropout, self.training)
 
 
 class TokenEmbedder(nn.Module):

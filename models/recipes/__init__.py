@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from models.recipes import albef, clip
+from models.recipes import albef, blip, clip, vlmo
 
 #: name -> module with Config, SIZES and build (the contract is in `models.recipes.base`)
 RECIPES: dict[str, ModuleType] = {
     "albef": albef,
+    "blip": blip,
     "clip": clip,
+    "vlmo": vlmo,
 }

@@ -6,8 +6,9 @@ Blocks      pre-norm ViT; one post-norm BERT whose first half reads the text alo
 Objectives  ITC against the momentum teacher's features of the batch and of a queue, with soft targets;
             ITM with hard negatives; MLM with the picture, soft targets too. Summed unweighted.
 State       the momentum teacher (0.995) and the queue, in `AlbefSystem`.
-Sizes       `base` is the paper's (ViT-B/16 at 256 px, BERT-base, queue 65536); `tiny` learns small
-            pictures on two CPU cores.
+Sizes       `base` is the paper's (ViT-B/16 at 256 px, BERT-base, queue 65536); `large` puts ViT-L/16 and
+            BERT-large in their place, `small` ViT-S/16 and a BERT of that width; `tiny` learns small pictures
+            on two CPU cores.
 
 The student encodes each picture once and its text half reads clean and masked captions in one pass. The
 fusion half takes matched pairs, both kinds of negatives and the masked captions in one pass of 4B rows,
@@ -19,7 +20,9 @@ Deviations from the paper and its code
 - Teacher features of all ranks are keys, not only the local batch's (equal on one process).
 - The queue starts empty instead of full of random vectors.
 - The constant in the choice of negatives is added after the softmax; a row without a negative is left out.
-- No dropout in BERT (the code: 0.1), so that a step depends on its seed alone.
+- Negatives are drawn from all processes; `itm_negatives="local"` is the code's.
+- Dropout is the reference's in `base` and `large` (0.1 in BERT), and 0 in `tiny` and `small`, whose steps
+  then are the same for every number of processes. The teacher has none (in the code it has the student's).
 - Weights start at random here (0.02 at width 768, larger at smaller widths); the paper starts from DeiT
   and BERT-base, which may be loaded.
 - The temperature is bounded in the forward pass instead of being clamped in place.
@@ -27,7 +30,6 @@ Deviations from the paper and its code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +44,15 @@ from models.blocks.embedders import BertEmbedder
 from models.blocks.initialise import init_bert_, init_vit_
 from models.blocks.text import BertEncoder, MlmHead
 from models.blocks.vision import VisionTransformer
-from models.objectives.gather import gather, pad_columns
-from models.objectives.itc import Keys, queue_itc, similarity
+from models.objectives.gather import pad_columns
+from models.objectives.itc import queue_itc, similarity
 from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
 from models.objectives.mlm import MaskedText, mask_tokens, mlm_loss
-from models.objectives.momentum import MomentumTeacher
-from models.objectives.queue import FeatureQueue
 from models.precision import upcast
 from models.recipes.base import ImageOutput, TextOutput
+from models.recipes.momentum_system import MomentumSystem, alpha_at
+
+__all__ = ["SIZES", "AlbefModel", "AlbefSystem", "Config", "alpha_at", "build"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class Config:
         fusion_start: First layer with cross-attention; the layers before it see text only.
         text_heads: Attention heads of the BERT.
         mlp_ratio: Inner width of the feed-forward networks over the width.
+        dropout: Of the BERT, in training: embeddings, attention weights and ends of branches.
         embed_dim: Width of the joint embedding.
         vocab_size: Entries of the tokenizer.
         pad_id: Token id of padding.
@@ -94,6 +98,7 @@ class Config:
     fusion_start: int = 6
     text_heads: int = 12
     mlp_ratio: int = 4
+    dropout: float = 0.1
     embed_dim: int = 256
     vocab_size: int = 30522
     pad_id: int = 0
@@ -130,8 +135,14 @@ SIZES: dict[str, Config] = {
         image_size=64, patch_size=8, vision_width=128, vision_depth=4, vision_heads=4,
         text_width=128, text_depth=4, fusion_start=2, text_heads=4, embed_dim=128,
         vocab_size=2048, cls_id=2, mask_id=4, max_text_length=32, text_positions=64, queue_size=1024,
+        dropout=0.0,
     ),
+    "small": Config(vision_width=384, vision_heads=6, text_width=384, text_heads=6, dropout=0.0),
     "base": Config(),
+    "large": Config(
+        vision_width=1024, vision_depth=24, vision_heads=16,
+        text_width=1024, text_depth=24, fusion_start=12, text_heads=16,
+    ),
 }  # fmt: skip
 
 VISION_EPS, BERT_EPS = 1e-6, 1e-12
@@ -155,11 +166,11 @@ class AlbefModel(nn.Module):
         self.text = BertEncoder(
             BlockConfig(
                 width=config.text_width, heads=config.text_heads, hidden=config.mlp_ratio * config.text_width,
-                norm="post", eps=BERT_EPS, fused_qkv=False,
+                norm="post", eps=BERT_EPS, fused_qkv=False, dropout=config.dropout,
             ),
             embedder=BertEmbedder(
                 vocab_size=config.vocab_size, positions=config.text_positions, token_types=2,
-                width=config.text_width, pad_id=config.pad_id, eps=BERT_EPS,
+                width=config.text_width, pad_id=config.pad_id, eps=BERT_EPS, dropout=config.dropout,
             ),
             depth=config.text_depth, split=config.fusion_start, memory_width=config.vision_width,
             recompute=config.gradient_checkpointing,
@@ -279,12 +290,13 @@ class AlbefModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One fusion pass over [matched | negative picture | negative text | masked text with its picture].
 
-        Returns the states of the first three groups and those of the last.
+        Returns the states of the first three groups, padded to the longest text of all ranks where negatives
+        come from all, and those of the last, as long as they were.
         """
         own_B = torch.arange(len(image_BND), device=image_BND.device)
         memory_MND, wrong_B = rows.memories(image_BND, no_image_B)
         wrong_BTD, wrong_BT = rows.texts(clean_BTD, mask_BT, no_text_B)
-        length = wrong_BTD.shape[1]
+        own_length, length = clean_BTD.shape[1], wrong_BTD.shape[1]
         clean_BTD, holes_BTD, mask_BT = (pad_columns(x, length) for x in (clean_BTD, holes_BTD, mask_BT))
         fused_4BTD = self.text.fuse(
             torch.cat([clean_BTD, clean_BTD, wrong_BTD, holes_BTD]),
@@ -292,37 +304,17 @@ class AlbefModel(nn.Module):
             memory_MND,
             rows_B=torch.cat([own_B, wrong_B, own_B, own_B]),
         )
-        return fused_4BTD[: 3 * len(own_B)], fused_4BTD[3 * len(own_B) :]
+        return fused_4BTD[: 3 * len(own_B)], fused_4BTD[3 * len(own_B) :, :own_length]
 
 
-class AlbefSystem:
-    """The model, its teacher and its queue; the trainer's order of calls stands in `recipes.base.System`."""
+class AlbefSystem(MomentumSystem[AlbefModel, Config]):
+    """The model, its teacher and its queue."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.model = AlbefModel(config)
-        self.teacher = MomentumTeacher(self.model)
-        self.queue = FeatureQueue(config.queue_size, config.embed_dim)
+        super().__init__(model=AlbefModel(config), config=config)
 
-    def begin_step(self, context: StepContext, student: nn.Module) -> None:
-        self.teacher.update(student, momentum=self.config.momentum)
-
-    def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
-        """Masked texts, the teacher's features and word probabilities, the keys, and alpha; no gradient.
-
-        The teacher's features of all micro batches of the group are keys of each.
-        """
-        group = [self._ask_teacher(batch, context) for batch in batches]
-        past = self.queue.read()
-        keys = [torch.cat([*(e["batch_keys"][i] for e in group), past[i]]) for i in range(3)]
-        shared = {
-            "alpha": alpha_at(context, self.config),
-            "keys": Keys(image_KE=keys[0], text_KE=keys[1], id_K=keys[2]),
-        }
-        return [extras | shared for extras in group]
-
-    def _ask_teacher(self, batch: Batch, context: StepContext) -> dict[str, Any]:
-        """What concerns one micro batch alone; `batch_keys` are features and ids of all ranks."""
+    def ask_teacher(self, batch: Batch, context: StepContext) -> dict[str, Any]:
+        """The masked text, and the teacher's features and word probabilities."""
         config = self.config
         masked = mask_tokens(
             batch.text_ids_BT, batch.text_mask_BT, context=context, row_B=batch.row_B,
@@ -343,35 +335,7 @@ class AlbefSystem:
             "soft_XV": soft_XV,
             "teacher_image_BE": image_BE,
             "teacher_text_BE": text_BE,
-            "batch_keys": [gather(x) for x in (image_BE, text_BE, batch.image_id_B)],
         }
-
-    def after_micro_step(self, batch: Batch, extras: dict[str, Any]) -> None:
-        self.queue.enqueue(*extras["batch_keys"])
-
-    def to(self, device: Any) -> None:
-        self.teacher.to(device)
-        self.queue.to(device)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        teacher = {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
-        return teacher | {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-
-        self.teacher.load_state_dict(part("teacher."))
-        self.queue.load_state_dict(part("queue."))
-
-    def reset_teacher(self) -> None:
-        self.teacher.reset(self.model)
-
-
-def alpha_at(context: StepContext, config: Config) -> float:
-    """The weight of soft targets: rises linearly over `alpha_warmup` epochs, then stays."""
-    ramp = config.alpha_warmup * context.epoch_steps
-    return config.alpha * (min(1.0, context.step / ramp) if ramp > 0 else 1.0)
 
 
 def build(config: Config) -> AlbefSystem:

@@ -20,10 +20,15 @@ DATA = Path(__file__).parent / "data"
 ALBEF = albef.Config(
     image_size=16, patch_size=8, vision_width=32, vision_depth=2, vision_heads=2, text_width=32, text_depth=3,
     fusion_start=1, text_heads=2, embed_dim=16, vocab_size=60, cls_id=2, mask_id=4, max_text_length=10,
-    text_positions=12, queue_size=20, mlm_probability=0.4,
+    text_positions=12, queue_size=20, mlm_probability=0.4, dropout=0.0,
 )  # fmt: skip
 SMALL: dict[str, Any] = {
     "albef": ALBEF,
+    "blip": RECIPES["blip"].Config(
+        image_size=16, patch_size=8, vision_width=32, vision_depth=2, vision_heads=2, text_width=32,
+        text_depth=2, text_heads=2, embed_dim=16, vocab_size=60, sep_id=3, dec_id=58, enc_id=59,
+        max_text_length=10, text_positions=12, queue_size=20, dropout=0.0,
+    ),
     "clip": RECIPES["clip"].Config(
         image_size=16, patch_size=8, vision_width=32, vision_depth=2, vision_heads=2, text_width=32,
         text_depth=2, text_heads=2, embed_dim=16, vocab_size=60, max_text_length=10,
