@@ -13,7 +13,7 @@ from models.evaluation.captions import evaluate_captions
 from models.evaluation.cider import cider_d, tokenise
 from models.evaluation.pool import Pool
 
-WORDS = "a b c d e f g h i j".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
 
 
 @pytest.mark.parametrize("seed", range(4))
