@@ -3,11 +3,13 @@
     checkpoints/step_00000500/
         engine/         DeepSpeed: weights, optimizer state, each process its own part
         system.pt       momentum teacher and queues
-        meta.json       step, number of processes, ZeRO stage, corrupt samples seen, versions
+        meta.json       step, number of processes, ZeRO stage, corrupt samples seen, versions, sizes of files
         COMPLETE        written last
+        universal/      the same state for any number of processes, once it was needed (universal.py)
 
 No random state is saved, because none carries over from one step to the next: every draw is keyed by
-(seed, step, rank).
+(seed, step, row of the sample), dropout by (seed, step, rank). Nor is a position of the loader: the global
+batch is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from models.training.stopping import LocalError
 
 COMPLETE = "COMPLETE"
 PREFIX = "step_"
@@ -44,11 +48,30 @@ def step_of(checkpoint: Path) -> int:
 
 
 def sweep(run: Path) -> None:
-    """Removes what a kill left behind: unfinished checkpoints."""
+    """Removes what a kill left behind: unfinished checkpoints, and unfinished conversions of whole ones."""
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not (path / COMPLETE).is_file():
             shutil.rmtree(path)
+        for temp in path.glob(".*.tmp"):
+            shutil.rmtree(temp)
+
+
+def damage(checkpoint: Path) -> str:
+    """What is missing from a complete checkpoint, or an empty text. DeepSpeed itself goes on without the
+    optimizer's state when a file of it is not there."""
+    try:
+        sizes: dict[str, int] = read_meta(checkpoint).get("files", {})
+    except (OSError, json.JSONDecodeError) as error:
+        return f"meta.json cannot be read ({error})"
+    for name, size in sizes.items():
+        path = checkpoint / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name} should have {size} bytes and " + (
+                "is missing" if found is None else f"has {found}"
+            )
+    return ""
 
 
 def save(
@@ -66,7 +89,28 @@ def save(
     Args:
         write_parts: writes this process's parts into the folder it is given.
         keep: how many of the newest complete checkpoints stay.
+
+    Raises:
+        LocalError: this process could not write its part (a full disk); the checkpoints before it stand.
     """
+    try:
+        return _save(run, step, meta, write_parts, is_main, barrier, keep)
+    except (OSError, RuntimeError) as error:
+        raise LocalError(
+            f"step {step} could not be saved into {run}: {error}; the checkpoints before it stand: make "
+            "room and start again to go on"
+        ) from error
+
+
+def _save(
+    run: Path,
+    step: int,
+    meta: dict[str, Any],
+    write_parts: Callable[[Path], None],
+    is_main: bool,
+    barrier: Callable[[], None],
+    keep: int,
+) -> Path:
     final = checkpoint_path(run, step)
     temp = final.with_name(f"{final.name}.tmp")
     if is_main:
@@ -77,8 +121,10 @@ def save(
     write_parts(temp)
     barrier()
     if is_main:
-        (temp / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        _sync(temp)
+        files = {str(p.relative_to(temp)): p.stat().st_size for p in sorted(temp.rglob("*")) if p.is_file()}
+        text = json.dumps({**meta, "files": files}, indent=1) + "\n"
+        (temp / "meta.json").write_text(text, encoding="utf-8")
+        sync(temp)
         temp.replace(final)
         (final / COMPLETE).touch()
         _sync_folder(final)
@@ -95,7 +141,8 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Brings all files of a folder to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:

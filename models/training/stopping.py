@@ -16,20 +16,29 @@ class TrainingError(RuntimeError):
     """The run cannot go on: damaged data, or a loss that is no number. The command exits with 1."""
 
 
-class StopRequest:
-    """Remembers that somebody asked to stop; the training loop looks at it after each step."""
+class LocalError(TrainingError):
+    """What went wrong in this process alone, so that it must tell; a `TrainingError` is raised in all."""
 
-    def __init__(self, run: Path, *, listen: bool = True) -> None:
+
+class StopRequest:
+    """Remembers that somebody asked to stop; the training loop looks at it after each step.
+
+    Args:
+        look: whether to look for the file as well. One process is enough: what it finds, all are told.
+    """
+
+    def __init__(self, run: Path, *, look: bool = True) -> None:
         self.file = run / "STOP"
+        self.look = look
         self.signalled = False
-        for number in SIGNALS if listen else ():
+        for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
 
     def __bool__(self) -> bool:
-        return self.signalled or self.file.exists()
+        return self.signalled or (self.look and self.file.exists())
 
 
 def die_with_parent(parent: int) -> None:

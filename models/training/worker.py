@@ -14,7 +14,14 @@ import traceback
 from pathlib import Path
 
 from models.training.config import TrainConfig, from_dict
-from models.training.stopping import EXIT_CONFIG, EXIT_FAILED, StopRequest, TrainingError, die_with_parent
+from models.training.stopping import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    LocalError,
+    StopRequest,
+    TrainingError,
+    die_with_parent,
+)
 
 
 def main(path: str) -> int:
@@ -24,8 +31,8 @@ def main(path: str) -> int:
 
 def train_here(config: TrainConfig) -> int:
     """Trains as one of WORLD_SIZE processes and returns the exit code; errors are told once."""
-    stop = StopRequest(Path(config.output))
     main_process = os.environ.get("RANK", "0") == "0"
+    stop = StopRequest(Path(config.output), look=main_process)
     logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "fsspec", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -34,7 +41,7 @@ def train_here(config: TrainConfig) -> int:
     try:
         return run(config, stop)
     except (ValueError, TrainingError) as error:
-        if main_process:
+        if main_process or isinstance(error, LocalError):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED if isinstance(error, TrainingError) else EXIT_CONFIG
     except Exception:
