@@ -58,7 +58,8 @@ def pool() -> Pool:
     """Picture m carries m + 1 in its pixels and has two captions."""
     images = (torch.arange(4).float() + 1)[:, None, None, None].expand(-1, 3, 2, 2)
     return Pool(
-        images=list(images.split(3)), pictures=4, text_ids_PT=torch.zeros(8, 2), text_mask_PT=torch.ones(8, 2),
+        images=list(images.split(3)), pictures=4,
+        text_ids_PT=torch.zeros(8, 2), text_mask_PT=torch.ones(8, 2),
         text_image_P=torch.arange(4).repeat_interleave(2),
         captions=[text for said in SAID for text in (said, f"{said} here")],
     )  # fmt: skip
