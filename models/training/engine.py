@@ -8,7 +8,11 @@ What it hides, found by running accelerate 1.15 with deepspeed 0.19:
   compiler must be there). Only tensor-parallel inference uses it, so it is declared unavailable. AdamW is
   torch's own, which needs no compilation either.
 - Parameters without dimensions (temperatures) break DeepSpeed twice: its first broadcast views them as
-  bytes, and its clipping at stage 0 multiplies them by a vector. Both are done here instead.
+  bytes (`models.training.scalars`), and its clipping at stage 0 multiplies them by a vector: it is done here.
+- DeepSpeed makes the float32 masters of bfloat16 weights from weights that it has rounded before. They are
+  set to what the weights were.
+- Offload wants DeepSpeed's own Adam for the CPU, which is compiled on first use. torch's fused AdamW steps on
+  the CPU as well and needs no compiler.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.batch import Batch, StepContext
-from models.training.config import TrainConfig, local_batch
+from models.training.combinations import TEACHERS
+from models.training.config import TrainConfig, ZeroConfig, local_batch
 from models.training.optim import SCALE, build_optimizer
+from models.training.scalars import scalars_as_vectors
 from models.training.stopping import TrainingError
-from models.training.universal import loading_universal
+from models.training.universal import loading_universal, scalar_names, universal_info
+from models.training.weights import WholeModel, masters, set_masters
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,7 @@ class LossModule(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.universal_checkpoint_info = universal_info(self)  # DeepSpeed saves it with each checkpoint
 
     def forward(
         self, batch: Batch, context: StepContext, extras: dict[str, Any]
@@ -111,6 +119,7 @@ class Engine:
         config = processes.config
         self.processes = processes
         self.accumulation = config.accumulation
+        self.has_teacher = config.recipe in TEACHERS
         self.model = model
         self.clips_here = clips_here(processes.config, bf16=processes.bf16)
         self.norm: float | None = None
@@ -120,10 +129,15 @@ class Engine:
             # DeepSpeed allocates whole buckets: half a billion elements by default, for any model; and it
             # wants an even number of them
             zero[bucket] = min(elements // 1024 + 1, 100_000) * 1024
+        rounded = processes.bf16
+        self.whole = WholeModel(model) if rounded or config.zero.stage == 3 else None
+        initial = {name: p.detach().clone() for name, p in model.named_parameters()} if rounded else {}
         # the step runs where the optimizer's state is kept; torch has one kernel for either place
         optimizer = build_optimizer(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-        with _scalars_broadcast_whole():
+        with scalars_as_vectors():
             self.engine, _ = processes.accelerator.prepare(LossModule(model), optimizer)
+        if rounded:
+            set_masters(model, self.engine, initial)
 
     def losses(
         self, batch: Batch, context: StepContext, extras: dict[str, Any]
@@ -144,13 +158,18 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group[SCALE]
 
-    def student(self) -> nn.Module:
-        """The model that a momentum teacher averages."""
-        return self.model
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The model with whole float32 weights, for a momentum teacher and for the export.
 
-    def whole_model(self) -> nn.Module:
-        """The model with whole float32 weights, for the export; every process calls it."""
-        return self.model
+        Every process enters it. The model itself where its weights are whole and float32; otherwise a copy
+        that exists for the time of the block.
+        """
+        if self.whole is None:
+            yield self.model
+        else:
+            with torch.no_grad(), self.whole.filled(self.model, masters(self.model, self.engine)) as module:
+                yield module
 
     def gradient_norm(self) -> float | None:
         """Of the last step, before clipping; None where DeepSpeed does not keep it."""
@@ -160,6 +179,11 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Every process writes its part into `folder/engine`."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    @property
+    def scalars(self) -> list[str]:
+        """Parameters without dimensions, by the names that the checkpoint has for them."""
+        return [f"model.{name}" for name in scalar_names(self.model)]
 
     def load(self, folder: Path, *, step: int, universal: bool = False) -> None:
         """Loads what `save` wrote; every process calls it.
@@ -221,11 +245,7 @@ def deepspeed_config(config: TrainConfig, world_size: int, *, bf16: bool) -> dic
         "train_micro_batch_size_per_gpu": local_batch(config, world_size),
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": 0.0 if clips_here(config, bf16=bf16) else config.clip_grad,
-        "zero_optimization": {
-            "stage": config.zero.stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-        },
+        "zero_optimization": _zero_config(config.zero),
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -233,26 +253,11 @@ def deepspeed_config(config: TrainConfig, world_size: int, *, bf16: bool) -> dic
     }
 
 
-@contextlib.contextmanager
-def _scalars_broadcast_whole() -> Any:
-    """Lets DeepSpeed's first broadcast take parameters without dimensions."""
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
-    original = DeepSpeedEngine._broadcast_model
-
-    def broadcast_model(engine: Any) -> None:
-        scalars = [p for p in engine.module.parameters() if p.ndim == 0]
-        shapes = [p.data for p in scalars]
-        for p in scalars:
-            p.data = p.data.view(1)  # the same memory, so the broadcast lands in the parameter
-        try:
-            original(engine)
-        finally:
-            for p, data in zip(scalars, shapes, strict=True):
-                p.data = data
-
-    DeepSpeedEngine._broadcast_model = broadcast_model
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model = original
+def _zero_config(zero: ZeroConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {"stage": zero.stage, "overlap_comm": False, "contiguous_gradients": True}
+    pinned = torch.cuda.is_available()
+    if zero.offload_optimizer != "none":
+        found["offload_optimizer"] = {"device": zero.offload_optimizer, "pin_memory": pinned}
+    if zero.offload_parameters != "none":
+        found["offload_param"] = {"device": zero.offload_parameters, "pin_memory": pinned}
+    return found

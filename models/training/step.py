@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -26,7 +27,8 @@ def optimizer_step(
         The values for the log, averaged over the micro batches; no gradient.
     """
     count = engine.accumulation
-    system.begin_step(context, engine.student())
+    with engine.whole_model() if engine.has_teacher else nullcontext(system.model) as student:
+        system.begin_step(context, student)
     groups = [list(micro_batches)] if contrast == "step" else ([batch] for batch in micro_batches)
     sums: dict[str, Tensor] = {}
     done = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from models.batch import Batch, StepContext
 from models.exported import ExportedConfig, load_weights, write_exported
@@ -232,20 +233,23 @@ class Trainer:
         return load_tokenizer(folder)
 
     def _finish(self, step: int, seconds: float) -> None:
-        whole = self.engine.whole_model()  # every process takes part where weights are sharded
-        if self.processes.is_main:
-            config = ExportedConfig(
-                recipe=self.config.recipe,
-                size=self.config.size,
-                model=to_dict(self.system.config) | {"gradient_checkpointing": False},
-                image_mean=self.config.image_mean,
-                image_std=self.config.image_std,
-                max_text_tokens=self.max_text_tokens,
-                training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
-            )
-            write_exported(self.folder / "model", model=whole, config=config, tokenizer=self.tokenizer)
-            rundir.finish_run(self.folder)
+        with self.engine.whole_model() as whole:  # every process takes part where weights are sharded
+            if self.processes.is_main:
+                self._export(step, whole)
         self.processes.barrier()
+
+    def _export(self, step: int, model: nn.Module) -> None:
+        config = ExportedConfig(
+            recipe=self.config.recipe,
+            size=self.config.size,
+            model=to_dict(self.system.config) | {"gradient_checkpointing": False},
+            image_mean=self.config.image_mean,
+            image_std=self.config.image_std,
+            max_text_tokens=self.max_text_tokens,
+            training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
+        )
+        write_exported(self.folder / "model", model=model, config=config, tokenizer=self.tokenizer)
+        rundir.finish_run(self.folder)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -58,9 +58,12 @@ def weights(stage: int, accumulation: int, offload: str, precision: str, output:
             batch = Batch(image_BCHW=part, text_ids_BT=ids, text_mask_BT=ids, image_id_B=ids[:, 0])
             loss, _ = engine.losses(batch, StepContext(seed=0, step=step), {})
             engine.backward_and_step(loss)
-    whole = [p.detach().flatten() for p in engine.whole_model().parameters()]
-    assert all(p.dtype == torch.float32 for p in whole)
-    return torch.cat(whole).tolist()
+    with engine.whole_model() as whole:
+        assert all(
+            p.dtype == torch.float32 and p.shape == q.shape
+            for p, q in zip(whole.parameters(), Toy().parameters())
+        )
+        return torch.cat([p.detach().flatten() for p in whole.parameters()]).tolist()
 
 
 CASES = [

@@ -19,7 +19,7 @@ from models.training.config import (
     to_dict,
 )
 from models.training.metrics import Metrics
-from models.training.optim import build_optimizer, learning_rate
+from models.training.optim import learning_rate, parameter_groups
 from pipeline.settings import semantic_config
 
 
@@ -36,15 +36,65 @@ def test_the_rate_warms_up_and_ends_at_its_least() -> None:
     assert learning_rate(0, steps=1, lr=1.0, min_lr=0.1, warmup_steps=0) == 1.0
 
 
-def test_norms_biases_and_temperatures_do_not_decay() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+def test_rates_of_the_other_schedules() -> None:
+    linear = [
+        learning_rate(s, steps=101, lr=1.0, min_lr=0.0, warmup_steps=0, schedule="linear") for s in range(101)
+    ]
+    assert linear[25] == pytest.approx(0.75)
+    assert linear[100] == 0.0
+    epochs = [
+        learning_rate(
+            s,
+            steps=100,
+            lr=1.0,
+            min_lr=0.5,
+            warmup_steps=5,
+            schedule="exponential",
+            epoch_steps=10,
+            decay=0.8,
+        )
+        for s in range(100)
+    ]
+    assert epochs[9] == 1.0
+    assert epochs[10] == epochs[19] == pytest.approx(0.8)
+    assert epochs[29] == pytest.approx(0.64)
+    assert epochs[99] == 0.5
+
+
+def small_model() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
     model.register_parameter("temperature", torch.nn.Parameter(torch.tensor(0.07)))
-    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=False)
-    decaying, others = optimizer.param_groups
-    assert [p.shape for p in decaying["params"]] == [(4, 4)]
-    assert decaying["weight_decay"] == 0.1
-    assert len(others["params"]) == 4
-    assert others["weight_decay"] == 0.0
+    return model
+
+
+def named_groups(model: torch.nn.Module, groups: list[dict]) -> dict[tuple[float, float], set[str]]:
+    names = {p: name for name, p in model.named_parameters()}
+    return {(g["lr_scale"], g["weight_decay"]): {names[p] for p in g["params"]} for g in groups}
+
+
+def test_norms_biases_and_temperatures_do_not_decay() -> None:
+    model = small_model()
+    groups = parameter_groups(model, weight_decay=0.1)
+    assert named_groups(model, groups) == {
+        (1.0, 0.1): {"0.weight", "2.weight"},
+        (1.0, 0.0): {"0.bias", "1.weight", "1.bias", "2.bias", "temperature"},
+    }
+    everything = parameter_groups(model, weight_decay=0.1, decay="all")
+    assert [len(g["params"]) for g in everything] == [7]
+
+
+def test_multipliers_fit_the_beginnings_of_names_and_frozen_parameters_are_left_out() -> None:
+    model = small_model()
+    model.get_submodule("1").requires_grad_(False)
+    groups = parameter_groups(model, weight_decay=0.1, multipliers={"2": 5.0, "2.bias": 10.0})
+    assert named_groups(model, groups) == {
+        (1.0, 0.1): {"0.weight"},
+        (1.0, 0.0): {"0.bias", "temperature"},
+        (5.0, 0.1): {"2.weight"},
+        (10.0, 0.0): {"2.bias"},
+    }
+    with pytest.raises(ValueError, match="begins with 'head'; there are 0, 2, temperature"):
+        parameter_groups(model, weight_decay=0.1, multipliers={"head": 2.0})
 
 
 def test_a_config_survives_its_file_and_unknown_keys_are_refused() -> None:
