@@ -9,6 +9,7 @@ Shapes: B batch, M memories, H heads, T query positions, N memory positions, D w
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,17 +32,23 @@ class SelfAttention(nn.Module):
     """Queries, keys and values from one sequence.
 
     `fused` keeps the three projections in one matrix (query, key, value rows in this order), as ViT and
-    CLIP do; BERT's checkpoints hold three.
+    CLIP do; BERT's checkpoints hold three. BEiT's and VLMo's fused matrix has no `key_bias`.
     """
 
-    def __init__(self, width: int, heads: int, *, fused: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, fused: bool = True, key_bias: bool = True, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
         self.fused = fused
         self.dropout = dropout
+        self.q_bias: nn.Parameter | None = None
+        self.v_bias: nn.Parameter | None = None
         if fused:
-            self.qkv = nn.Linear(width, 3 * width)
+            self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
+            if not key_bias:
+                self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(2))
         else:
             self.query = nn.Linear(width, width)
             self.key = nn.Linear(width, width)
@@ -49,13 +56,16 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`mask` is boolean, broadcastable to [B, H, T, T], True where a key may be seen.
+        """`mask` is broadcastable to [B, H, T, T]: boolean, True where a key may be seen, or floats that are
+        added to the scores.
 
         It excludes `causal`: with padding on the right, causal attention alone keeps every token from
         seeing padding.
         """
         if self.fused:
             q_BTD, k_BTD, v_BTD = self.qkv(x_BTD).chunk(3, dim=-1)
+            if self.q_bias is not None and self.v_bias is not None:
+                q_BTD, v_BTD = q_BTD + self.q_bias, v_BTD + self.v_bias
         else:
             q_BTD, k_BTD, v_BTD = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         q_BHTd, k_BHTd, v_BHTd = (split_heads(t, self.heads) for t in (q_BTD, k_BTD, v_BTD))

@@ -47,14 +47,21 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
     keep_ids: tuple[int, ...],
+    continues_V: Tensor | None = None,
 ) -> MaskedText:
     """Chooses tokens with `probability`; of these 80 % become [MASK], 10 % a random id, 10 % stay.
 
     Padding and the ids in `keep_ids` are never chosen. Draws are keyed by `row_B`, the samples' rows in the
-    global batch.
+    global batch. With `continues_V`, True for ids that continue a word, whole words are chosen instead of
+    tokens: all pieces of a word or none.
     """
     length = ids_BT.shape[1]
     chosen_BT = context.uniform("mlm choice", row_B, length) < probability
+    if continues_V is not None:
+        # the draw of a word is that of the place where it begins
+        place_T = torch.arange(length, device=ids_BT.device)
+        begin_BT = torch.where(continues_V[ids_BT], 0, place_T).cummax(dim=1).values
+        chosen_BT = chosen_BT.gather(1, begin_BT)
     kind_BT = context.uniform("mlm kind", row_B, length)
     random_BT = (context.uniform("mlm word", row_B, length) * vocab_size).long()
     kept_BT = torch.isin(ids_BT, torch.tensor(keep_ids, dtype=ids_BT.dtype, device=ids_BT.device))

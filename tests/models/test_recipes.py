@@ -33,6 +33,10 @@ SMALL: dict[str, Any] = {
         image_size=16, patch_size=8, vision_width=32, vision_depth=2, vision_heads=2, text_width=32,
         text_depth=2, text_heads=2, embed_dim=16, vocab_size=60, max_text_length=10,
     ),
+    "vlmo": RECIPES["vlmo"].Config(
+        image_size=16, patch_size=8, width=32, depth=3, heads=2, joint_start=2, embed_dim=16, vocab_size=60,
+        cls_id=2, sep_id=3, mask_id=4, max_text_length=10, text_window=12, mlm_probability=0.4,
+    ),
 }  # fmt: skip
 
 
