@@ -12,6 +12,9 @@ Sizes       `base`, `base_plus`, `large` are the paper's and its code's; `small`
             `tiny` learns small pictures on two CPU cores.
 State       none beside the weights.
 
+Several micro batches given as one group are contrasted with each other (`models.objectives.cached`); hard
+negatives of matching then still come from the micro batch.
+
 A run of one stage starts from the exported model of the one before; the names of the weights are the same in
 all stages:
 
@@ -44,6 +47,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +65,7 @@ from models.blocks.multiway import (
     kept_paths,
 )
 from models.blocks.relative_positions import RelativePositions
+from models.objectives.cached import Cached, cache, surrogate
 from models.objectives.gather import gather, longest, mean_over_ranks, pad_columns
 from models.objectives.itc import in_batch_itc, similarity
 from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
@@ -263,14 +268,6 @@ class VlmoModel(nn.Module):
         """What the first block reads of a text: [B, T, D]."""
         return self.text_embed(ids_BT) + self.modality(torch.full((1,), TEXT, device=ids_BT.device))
 
-    def image_feature(self, cls_BD: Tensor) -> Tensor:
-        """The unit embedding [B, E], float32, of the image experts' branch."""
-        return _unit(self.image_projection(cls_BD))
-
-    def text_feature(self, cls_BD: Tensor) -> Tensor:
-        """The unit embedding [B, E], float32, of the text experts' branch."""
-        return _unit(self.text_projection(cls_BD))
-
     def matched(self, cls_BD: Tensor) -> Tensor:
         """ITM logits [B, 2] of the [CLS] of a text with its picture."""
         return self.itm_head(torch.tanh(self.pooler(cls_BD)))
@@ -286,13 +283,13 @@ class VlmoModel(nn.Module):
         """The feature of the image experts' branch, and the embedded picture."""
         image_BND = self.embed_image(image_BCHW)
         cls_BD = self.transformer(image_BND, route="image")[:, 0]
-        return ImageOutput(feature_BE=self.image_feature(cls_BD), tokens_BND=image_BND)
+        return ImageOutput(feature_BE=_unit(self.image_projection(cls_BD)), tokens_BND=image_BND)
 
     def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
         """The feature of the text experts' branch, and the embedded text."""
         text_BTD = self.embed_text(text_ids_BT)
         cls_BD = self.transformer(text_BTD, route="text", text_mask_BT=text_mask_BT)[:, 0]
-        return TextOutput(feature_BE=self.text_feature(cls_BD), states_BTD=text_BTD)
+        return TextOutput(feature_BE=_unit(self.text_projection(cls_BD)), states_BTD=text_BTD)
 
     def match(
         self,
@@ -317,7 +314,7 @@ class VlmoModel(nn.Module):
             return self._masked_patches(batch, context)
         if self.config.stage == "text":
             return self._masked_words(batch, context, extras["masked"])
-        return self._vision_language(batch, context, extras["masked"])
+        return self._vision_language(batch, context, extras["masked"], extras.get("cached"))
 
     def _masked_patches(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """The squared error of the pixels of hidden patches, each patch normalised by its own mean and
@@ -343,36 +340,45 @@ class VlmoModel(nn.Module):
         loss = mlm_loss(self.mlm_head(masked.pick(states_BTD)), masked.target_X)
         return {"loss": loss, "mlm": loss.detach()}
 
-    def _vision_language(self, batch: Batch, context: StepContext, masked: MaskedText) -> dict[str, Tensor]:
-        image_BND, mask_BT = self.embed_image(batch.pictures), batch.text_mask_BT
-        own_image_BD, joint_image_BD = self.transformer.branches(
-            image_BND, route="image", kept_BK2=self._kept(context, "image", batch)
-        )
-        own_text_BD, joint_text_BD = self.transformer.branches(
-            self.embed_text(batch.text_ids_BT), route="text", text_mask_BT=mask_BT,
-            kept_BK2=self._kept(context, "text", batch),
-        )  # fmt: skip
-        image_BE, text_BE = self.image_feature(own_image_BD), self.text_feature(own_text_BD)
-        scale, joint_scale = upcast(self.logit_scale).exp(), upcast(self.joint_logit_scale).exp()
-        own_itc = in_batch_itc(image_BE, text_BE, batch.image_id_B, scale=scale)
-        joint_itc = in_batch_itc(
-            _unit(self.joint_image_projection(joint_image_BD)),
-            _unit(self.joint_text_projection(joint_text_BD)),
-            batch.image_id_B, scale=joint_scale,
-        )  # fmt: skip
-        itc = (own_itc + joint_itc) / 2
-
-        no_text, no_image = self.negatives(batch, context, image_BE, text_BE, scale)
+    def _vision_language(
+        self, batch: Batch, context: StepContext, masked: MaskedText, cached: Cached | None
+    ) -> dict[str, Tensor]:
+        """`cached` is the contrast over a group of micro batches, where there is one."""
+        image_BND = self.embed_image(batch.pictures)
+        features, scales = self.features(batch, context, image_BND), self.scales()
+        if cached is None:
+            itc = contrast(*features, *scales, image_id_B=batch.image_id_B)
+        else:
+            itc = surrogate(cached, features, scales)
+        no_text, no_image = self.negatives(batch, context, features[0], features[1], scales[0])
         itm_3BD, states_BTD = self._fuse(batch, context, image_BND, masked, no_text, no_image)
         itm = itm_loss(self.matched(itm_3BD), no_image_B=~no_image.valid_B, no_text_B=~no_text.valid_B)
         mlm = mlm_loss(self.mlm_head(masked.pick(states_BTD)), masked.target_X)
 
-        parts = {
-            "itc": itc, "itc_joint": joint_itc, "itm": itm, "mlm": mlm,
-            "temperature": 1 / scale, "temperature_joint": 1 / joint_scale,
-        }  # fmt: skip
+        parts = {"itc": itc, "itm": itm, "mlm": mlm}
+        parts |= {"temperature": 1 / scales[0], "temperature_joint": 1 / scales[1]}
         loss = itc + itm + self.config.mlm_weight * mlm
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+
+    def features(self, batch: Batch, context: StepContext, image_BND: Tensor) -> tuple[Tensor, ...]:
+        """Unit features [B, E] of pictures and texts: by the experts' own branch, by the joint branch."""
+        own_image_BD, joint_image_BD = self.transformer.branches(
+            image_BND, route="image", kept_BK2=self._kept(context, "image", batch)
+        )
+        own_text_BD, joint_text_BD = self.transformer.branches(
+            self.embed_text(batch.text_ids_BT), route="text", text_mask_BT=batch.text_mask_BT,
+            kept_BK2=self._kept(context, "text", batch),
+        )  # fmt: skip
+        return (
+            _unit(self.image_projection(own_image_BD)),
+            _unit(self.text_projection(own_text_BD)),
+            _unit(self.joint_image_projection(joint_image_BD)),
+            _unit(self.joint_text_projection(joint_text_BD)),
+        )
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """The factors on the inner products of both branches, float32; not bounded, as in the code."""
+        return upcast(self.logit_scale).exp(), upcast(self.joint_logit_scale).exp()
 
     @torch.no_grad()
     def negatives(
@@ -441,6 +447,21 @@ def _unit(x_BE: Tensor) -> Tensor:
     return F.normalize(upcast(x_BE), dim=-1)
 
 
+def contrast(
+    image_BE: Tensor,
+    text_BE: Tensor,
+    joint_image_BE: Tensor,
+    joint_text_BE: Tensor,
+    scale: Tensor,
+    joint_scale: Tensor,
+    *,
+    image_id_B: Tensor,
+) -> Tensor:
+    """ITC: the mean over both branches."""
+    own = in_batch_itc(image_BE, text_BE, image_id_B, scale=scale)
+    return (own + in_batch_itc(joint_image_BE, joint_text_BE, image_id_B, scale=joint_scale)) / 2
+
+
 def hide_patches(context: StepContext, row_B: Tensor, *, patches: int, probability: float) -> Tensor:
     """Boolean [B, patches]: the same number in every picture, at least one."""
     count = max(1, round(probability * patches))
@@ -451,6 +472,8 @@ def hide_patches(context: StepContext, row_B: Tensor, *, patches: int, probabili
 
 class VlmoSystem(StatelessSystem):
     """The model, and which ids of the vocabulary continue a word."""
+
+    model: VlmoModel
 
     def __init__(self, config: Config) -> None:
         super().__init__(model=VlmoModel(config), config=config)
@@ -467,19 +490,18 @@ class VlmoSystem(StatelessSystem):
         self.continues_V = continues_V
 
     def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
-        """The masked texts. Micro batches are not contrasted with each other.
-
-        Raises:
-            ValueError: several micro batches in one group.
-        """
-        if len(batches) > 1 and self.config.stage == "vision_language":
-            raise ValueError(
-                f"vlmo contrasts within a micro batch, but {len(batches)} came as one group; "
-                "use contrast micro"
-            )
+        """The masked texts, and the contrast over a group of several micro batches. Hard negatives come from
+        the micro batch alone, of all processes."""
         if self.config.stage == "image":
             return [{} for _ in batches]
-        return [{"masked": self._mask(batch, context)} for batch in batches]
+        group: list[dict[str, Any]] = [{"masked": self._mask(batch, context)} for batch in batches]
+        if len(batches) > 1 and self.config.stage == "vision_language":
+            model = self.model
+            features = [model.features(b, context, model.embed_image(b.pictures)) for b in batches]
+            loss = partial(contrast, image_id_B=torch.cat([b.image_id_B for b in batches]))
+            for extras, cached in zip(group, cache(features, model.scales(), loss), strict=True):
+                extras["cached"] = cached
+        return group
 
     def _mask(self, batch: Batch, context: StepContext) -> MaskedText:
         config = self.config

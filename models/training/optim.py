@@ -16,7 +16,8 @@ SCALE = "lr_scale"
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, decay: str = "matrices", multipliers: Mapping[str, float] = {}
 ) -> list[dict[str, Any]]:
-    """AdamW's groups: frozen parameters in none, the others by decay and by their factor on the rate.
+    """AdamW's groups: frozen parameters in none, the others by decay and by their factor on the rate. Names
+    that a model lists as `undecayed` never decay.
 
     Args:
         decay: `matrices` spares norms, biases, temperatures and everything else of less than two dimensions
@@ -28,6 +29,7 @@ def parameter_groups(
         ValueError: a beginning that fits no trained parameter; names those there are.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    spared = getattr(model, "undecayed", ())
     for prefix in multipliers:
         if not any(_begins(name, prefix) for name in trained):
             tops = sorted({name.partition(".")[0] for name in trained})
@@ -38,7 +40,7 @@ def parameter_groups(
     for name, p in trained.items():
         fitting = [prefix for prefix in multipliers if _begins(name, prefix)]
         factor = multipliers[max(fitting, key=len)] if fitting else 1.0
-        decays = decay == "all" or p.ndim >= 2
+        decays = (decay == "all" or p.ndim >= 2) and name not in spared
         groups.setdefault((factor, weight_decay if decays else 0.0), []).append(p)
     return [{"params": ps, "weight_decay": wd, SCALE: factor} for (factor, wd), ps in groups.items()]
 
