@@ -82,8 +82,9 @@ class BertEmbedder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.dropout = dropout
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        position_TD = table_rows(self.position.weight, ids_BT.shape[1])
+    def forward(self, ids_BT: Tensor, *, first: int = 0) -> Tensor:
+        """`first` is the position of the first column: above 0 where a text goes on."""
+        position_TD = table_rows(self.position.weight, first + ids_BT.shape[1])[first:]
         word_BTD = self.word(ids_BT)
         if self.token_type is not None:
             word_BTD = word_BTD + self.token_type.weight[0]

@@ -1,4 +1,4 @@
-"""The momentum teacher: an exponential moving average of the student, kept in float32.
+"""The momentum teacher: an exponential moving average of the student, kept in float32 (float64 of float64).
 
 At a momentum of 0.995 an update moves a weight by half a percent of the difference, which bfloat16
 rounds to nothing: the average would stand still. So the teacher is float32 whatever the student is, and
@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.precision import upcast
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -26,7 +28,10 @@ class MomentumTeacher(Generic[ModuleT]):
     """
 
     def __init__(self, student: ModuleT) -> None:
-        self.module: ModuleT = copy.deepcopy(student).float().eval().requires_grad_(False)
+        module = copy.deepcopy(student).eval().requires_grad_(False)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = upcast(tensor.data)
+        self.module: ModuleT = module
 
     @torch.no_grad()
     def update(self, student: nn.Module, *, momentum: float) -> None:

@@ -1,9 +1,14 @@
-"""CLIP: two towers, one contrast (Radford et al., arXiv 2103.00020).
+"""CLIP: two towers, one contrast (Radford et al., arXiv 2103.00020); FLIP (Li et al., arXiv 2212.00794).
 
 Blocks      pre-norm ViT with an entry norm and a bias-free patch projection; causal text transformer read
             out at its last token; one bias-free projection each.
-Objective   in-batch ITC over all ranks, learnt logit scale (initially 1/0.07, at most 100).
-Sizes       `base` is ViT-B/16 with the paper's text tower; `tiny` learns small pictures on two CPU cores.
+Objective   in-batch ITC over all ranks, learnt logit scale (initially 1/0.07, at most 100). The micro batches of
+            a group are contrasted with each other by feature caching (`models.objectives.cached`).
+FLIP        `patch_dropout` drops this share of each picture's patches in training (the paper: 0.5 or 0.75), after
+            positions are added and before the entry norm. A short run with 0 from the weights (`--init_from`) is
+            the paper's unmasked tuning.
+Sizes       `base` is ViT-B/16, `base32` ViT-B/32, `large` ViT-L/14 with the paper's text towers; `small` is
+            open_clip's ViT-S/16; `tiny` learns small pictures on two CPU cores.
 State       none beside the weights.
 
 Deviations from the paper
@@ -11,11 +16,14 @@ Deviations from the paper
 - GELU is the exact one by default; `activation="quick_gelu"` is that of OpenAI's weights.
 - The read-out is the last token of the mask, not the largest id (equal for OpenAI's vocabulary).
 - The logit scale is bounded in the forward pass instead of being clamped in place after the step.
+- The paper's initial weights are those of the text tower; it leaves torch's in the image tower, where here the
+  same rule holds. Biases start at 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +36,8 @@ from models.blocks.block import BlockConfig
 from models.blocks.bounded import bounded
 from models.blocks.initialise import init_clip_
 from models.blocks.text import CausalTextTower
-from models.blocks.vision import VisionTransformer
+from models.blocks.vision import VisionTransformer, kept_patches
+from models.objectives.cached import Cached, cache, surrogate
 from models.objectives.itc import in_batch_itc
 from models.precision import upcast
 from models.recipes.base import ImageOutput, StatelessSystem, TextOutput
@@ -54,6 +63,7 @@ class Config:
         activation: gelu (exact) or quick_gelu (OpenAI's weights).
         temperature: Initial temperature; the logit scale starts at its inverse.
         max_logit_scale: Upper bound of the logit scale.
+        patch_dropout: Share of the patches dropped in training (FLIP), in [0, 1).
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
     """
 
@@ -72,7 +82,14 @@ class Config:
     activation: str = "gelu"
     temperature: float = 0.07
     max_logit_scale: float = 100.0
+    patch_dropout: float = 0.0
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f"patch_dropout {self.patch_dropout} must lie in [0, 1); FLIP uses 0.5 and 0.75, and 0 keeps all"
+            )
 
 
 SIZES: dict[str, Config] = {
@@ -80,7 +97,13 @@ SIZES: dict[str, Config] = {
         image_size=64, patch_size=8, vision_width=128, vision_depth=4, vision_heads=4,
         text_width=128, text_depth=2, text_heads=4, embed_dim=128, vocab_size=2048, max_text_length=32,
     ),
+    "small": Config(vision_width=384, vision_heads=6, text_width=384, text_heads=6, embed_dim=384),
     "base": Config(),
+    "base32": Config(patch_size=32),
+    "large": Config(
+        patch_size=14, vision_width=1024, vision_depth=24, vision_heads=16, text_width=768, text_heads=12,
+        embed_dim=768,
+    ),
 }  # fmt: skip
 
 LAYER_NORM_EPS = 1e-5
@@ -123,16 +146,34 @@ class ClipModel(nn.Module):
         nn.init.normal_(self.image_projection.weight, std=config.vision_width**-0.5)
         nn.init.normal_(self.text_projection.weight, std=config.text_width**-0.5)
 
+    def image_feature(self, image_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """The unit joint embedding [B, E], float32; of the patches `kept_BK` alone, where they are given."""
+        cls_BD = self.vision(image_BCHW, kept_BK=kept_BK)[:, 0]
+        return F.normalize(upcast(self.image_projection(cls_BD)), dim=-1)
+
+    def text_feature(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
+        """The unit joint embedding [B, E], float32."""
+        return F.normalize(upcast(self.text_projection(self.text(text_ids_BT, text_mask_BT))), dim=-1)
+
     def encode_image(self, image_BCHW: Tensor) -> ImageOutput:
-        cls_BD = self.vision(image_BCHW)[:, 0]
-        return ImageOutput(
-            feature_BE=F.normalize(upcast(self.image_projection(cls_BD)), dim=-1), tokens_BND=None
-        )
+        return ImageOutput(feature_BE=self.image_feature(image_BCHW), tokens_BND=None)
 
     def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
-        last_BD = self.text(text_ids_BT, text_mask_BT)
-        return TextOutput(
-            feature_BE=F.normalize(upcast(self.text_projection(last_BD)), dim=-1), states_BTD=None
+        return TextOutput(feature_BE=self.text_feature(text_ids_BT, text_mask_BT), states_BTD=None)
+
+    def kept(self, batch: Batch, context: StepContext) -> Tensor | None:
+        """The patches [B, K] that stay of each picture; None for all, as outside training."""
+        share = self.config.patch_dropout
+        if not self.training or share == 0:
+            return None
+        patches = self.vision.embed.grid**2
+        return kept_patches(context.uniform("patches", batch.row_B, patches), 1 - share)
+
+    def features(self, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor]:
+        """What is contrasted: unit features [B, E] of pictures and of texts."""
+        return (
+            self.image_feature(batch.pictures, self.kept(batch, context)),
+            self.text_feature(batch.text_ids_BT, batch.text_mask_BT),
         )
 
     def scale(self) -> Tensor:
@@ -140,16 +181,34 @@ class ClipModel(nn.Module):
         return bounded(self.logit_scale, high=math.log(self.config.max_logit_scale)).exp()
 
     def forward(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
-        scale = self.scale()
-        itc = in_batch_itc(
-            self.encode_image(batch.pictures).feature_BE,
-            self.encode_text(batch.text_ids_BT, batch.text_mask_BT).feature_BE,
-            batch.image_id_B,
-            scale=scale,
-        )
+        """The contrast of the batch; of the whole group where `ClipSystem.prepare` cached it."""
+        scale, features = self.scale(), self.features(batch, context)
+        cached: Cached | None = extras.get("cached")
+        if cached is None:
+            itc = in_batch_itc(*features, batch.image_id_B, scale=scale)
+        else:
+            itc = surrogate(cached, features, [scale])
         return {"loss": itc, "itc": itc.detach(), "temperature": 1 / scale.detach()}
 
 
-def build(config: Config) -> StatelessSystem:
+class ClipSystem(StatelessSystem):
+    """CLIP, whose micro batches in a group are contrasted with each other."""
+
+    model: ClipModel
+
+    def prepare(self, batches: Sequence[Batch], context: StepContext) -> list[dict[str, Any]]:
+        """Nothing for a micro batch alone; for several, the gradient of the contrast over all of them."""
+        if len(batches) == 1:
+            return [{}]
+        features = [self.model.features(batch, context) for batch in batches]
+        ids = torch.cat([batch.image_id_B for batch in batches])
+
+        def contrast(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+            return in_batch_itc(image_BE, text_BE, ids, scale=scale)
+
+        return [{"cached": part} for part in cache(features, [self.model.scale()], contrast)]
+
+
+def build(config: Config) -> ClipSystem:
     """A fresh CLIP; seed torch before."""
-    return StatelessSystem(model=ClipModel(config), config=config)
+    return ClipSystem(model=ClipModel(config), config=config)

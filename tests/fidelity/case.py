@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +44,14 @@ def difference(ours: Tensor, reference: Tensor) -> float:
     assert ours.shape == reference.shape, f"{tuple(ours.shape)} against {tuple(reference.shape)}"
     scale = reference.detach().abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     return float((ours.detach().to(reference.dtype) - reference.detach()).abs().max() / scale)
+
+
+def in_precision(system: Any, dtype: torch.dtype) -> Any:
+    """A system, its teacher and its queue in `dtype`, for a comparison in float64."""
+    system.model.to(dtype)
+    if hasattr(system, "teacher"):
+        system.teacher.module.to(dtype)
+        system.queue.image_QE, system.queue.text_QE = (
+            system.queue.image_QE.to(dtype), system.queue.text_QE.to(dtype),
+        )  # fmt: skip
+    return system

@@ -21,7 +21,7 @@ PLACES = [(0, 0), (0, 8), (8, 0), (8, 8)]
 CONFIG = albef.Config(
     image_size=16, patch_size=4, vision_width=48, vision_depth=2, vision_heads=4, text_width=48, text_depth=3,
     fusion_start=1, text_heads=4, embed_dim=24, vocab_size=15, cls_id=CLS, mask_id=MASK, max_text_length=4,
-    text_positions=4, queue_size=64, mlm_probability=0.3, momentum=0.98,
+    text_positions=4, queue_size=64, mlm_probability=0.3, momentum=0.98, dropout=0.0,
 )  # fmt: skip
 
 
