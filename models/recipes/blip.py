@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from models.batch import Batch, StepContext
 from models.blocks.block import BlockConfig, TransformerBlock
 from models.blocks.bounded import bounded
+from models.blocks.decoding import CachedDecoder
 from models.blocks.embedders import BertEmbedder
 from models.blocks.initialise import init_bert_, init_vit_
 from models.blocks.text import MlmHead
@@ -270,6 +271,10 @@ class BlipModel(nn.Module):
             rows_R=rows_B, decoding=len(text_ids_BT),
         )  # fmt: skip
         return self.words(states_BTD)
+
+    def decoder(self, image_tokens_MND: Tensor) -> CachedDecoder:
+        """Writes texts about the pictures token by token; the first token is [DEC]."""
+        return CachedDecoder(self.text, self.words, image_tokens_MND)
 
     def forward(self, batch: Batch, context: StepContext, extras: dict[str, Any]) -> dict[str, Tensor]:
         """The losses that are on; `extras` is what `BlipSystem.prepare` returned for this batch."""
