@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.exported import model_config, read_exported_config
+from models.exported import model_config, read_exported_config, read_exported_tokenizer
+from models.published.starting import check_pictures
 from models.recipes import RECIPES
-from models.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from models.tokenizer import Tokenizer, clean_all, load_tokenizer, train_wordpiece
+from models.training.catalogue import TrainingData
 from models.training.config import TrainConfig
-from models.training.table import SampleTable
 
 #: captions that a trained tokenizer sees at most
 TOKENIZER_CAPTIONS = 2_000_000
@@ -42,20 +43,35 @@ def resolve_model_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
             raise ValueError(
                 f"init_from {config.init_from} is a {start.recipe}, the recipe is {config.recipe}"
             )
+        check_pictures(start, config.init_from, mean=config.image_mean, std=config.image_std)
         base = model_config(start)
     else:
         base = recipe.SIZES[config.size]
     # one construction: values that only fit together (a vocabulary and its special ids) change together
     changes = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.items()}
-    return tokenizer.fit(replace(base, **changes))
+    if config.recompute:
+        changes["gradient_checkpointing"] = True
+    fitted = tokenizer.fit(replace(base, **changes))
+    if config.max_text_tokens > fitted.max_text_length:
+        raise ValueError(
+            f"max_text_tokens {config.max_text_tokens} exceeds the {fitted.max_text_length} of the model; lower "
+            f"it, or give --model '{{\"max_text_length\": {config.max_text_tokens}}}'"
+        )
+    return fitted
 
 
-def make_tokenizer(config: TrainConfig, table: SampleTable, folder: Path) -> None:
+def make_tokenizer(config: TrainConfig, data: TrainingData, folder: Path) -> None:
     """Trains or copies the tokenizer into the run folder; appears whole or not at all."""
     temp = folder.with_name(f".{folder.name}.tmp")
     temp.mkdir(parents=True, exist_ok=True)
-    if config.tokenizer == "train":
-        train_wordpiece(table.captions(TOKENIZER_CAPTIONS), vocab_size=config.vocab_size, folder=temp)
+    if config.tokenizer == "train" and config.init_from:
+        read_exported_tokenizer(config.init_from).save(temp)  # a new one would not fit the embedding
+    elif config.tokenizer == "train":
+        train_wordpiece(
+            clean_all(data.captions(TOKENIZER_CAPTIONS), config.clean_captions),
+            vocab_size=config.vocab_size,
+            folder=temp,
+        )
     else:
         load_tokenizer(config.tokenizer).save(temp)
     temp.replace(folder)
