@@ -14,6 +14,7 @@ from models.published.starting import check_pictures
 from models.recipes import RECIPES
 from models.tokenizer import Tokenizer, clean_all, load_tokenizer, train_wordpiece
 from models.training.catalogue import TrainingData
+from models.training.combinations import TEACHERS
 from models.training.config import TrainConfig
 
 #: captions that a trained tokenizer sees at most
@@ -52,12 +53,29 @@ def resolve_model_config(config: TrainConfig, tokenizer: Tokenizer) -> Any:
     if config.recompute:
         changes["gradient_checkpointing"] = True
     fitted = tokenizer.fit(replace(base, **changes))
-    if config.max_text_tokens > fitted.max_text_length:
-        raise ValueError(
-            f"max_text_tokens {config.max_text_tokens} exceeds the {fitted.max_text_length} of the model; lower "
-            f"it, or give --model '{{\"max_text_length\": {config.max_text_tokens}}}'"
-        )
+    check_model(config, fitted)
     return fitted
+
+
+def check_model(config: TrainConfig, model: Any) -> None:
+    """Refuses options that do not go with the model's dimensions.
+
+    Raises:
+        ValueError: names the option and what would work.
+    """
+    longest = model.max_text_length
+    if config.max_text_tokens > longest:
+        raise ValueError(
+            f"max_text_tokens {config.max_text_tokens} exceeds the {longest} positions of the model; lower it, "
+            f"or raise the model's max_text_length"
+        )
+    random = [name for name in ("dropout", "drop_path") if getattr(model, name, 0)]
+    if config.contrast == "step" and config.recipe not in TEACHERS and random:
+        raise ValueError(
+            f"contrast step computes features twice, which must be the same, but {config.recipe} has "
+            f"{random[0]} {getattr(model, random[0])}; set it to 0 (--model '{{\"{random[0]}\": 0}}'), or use "
+            "contrast micro"
+        )
 
 
 def make_tokenizer(config: TrainConfig, data: TrainingData, folder: Path) -> None:

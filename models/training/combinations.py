@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: recipes with a momentum teacher: it averages the whole student in each process, once a step
 TEACHERS = frozenset({"albef", "blip"})
 #: recipes whose `prepare` contrasts the micro batches of a step with each other
-CONTRAST_OVER_STEP = frozenset({"albef", "blip", "clip"})
+CONTRAST_OVER_STEP = frozenset({"albef", "blip", "clip", "vlmo"})
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "zero.stage": (0, 1, 2, 3),

@@ -19,21 +19,23 @@ import torch
 from torch import nn
 
 from models.batch import Batch, StepContext
-from models.exported import ExportedConfig, load_weights, write_exported
+from models.exported import ExportedConfig, write_exported
 from models.images import ImageTransform
+from models.published.starting import start_from
 from models.recipes import RECIPES
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.training import checkpoint, rundir
 from models.training.assemble import make_tokenizer, resolve_model_config, versions
+from models.training.catalogue import open_data
+from models.training.compiling import compile_system
 from models.training.config import TrainConfig, local_batch, to_dict
-from models.training.data import BatchPlan, Collator, LoadedBatch, PairDataset, RankSampler, training_loader
+from models.training.data import LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
 from models.training.metrics import Metrics
 from models.training.optim import learning_rate, parameter_groups
 from models.training.resume import Checkpoints
 from models.training.step import optimizer_step
 from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
-from models.training.table import build_table, find_shards
 from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -63,26 +65,25 @@ class Trainer:
         if processes.is_main:
             checkpoint.sweep(self.folder)
         local_batch(config, processes.world_size)
-        self.table = build_table(find_shards(config.shards))
-        self.plan = BatchPlan(len(self.table), config.batch_size, config.seed)
-        if self.plan.epoch_steps == 0:
-            raise ValueError(
-                f"batch_size {config.batch_size} exceeds the {len(self.table)} samples of the shards; "
-                f"use at most {len(self.table)}"
-            )
-        self.steps = config.steps or max(1, round((config.epochs or 0) * self.plan.epoch_steps))
+        self.data = open_data(config, self.folder, is_main=processes.is_main, barrier=processes.barrier)
+        self.plan = self.data.plan
+        self.steps = config.steps or self.plan.steps(config.epochs or 0)
         self.tokenizer = self._tokenizer()
         resolved = resolve_model_config(config, self.tokenizer)
         torch.manual_seed(config.seed)  # the same initial weights in every process
         self.system = RECIPES[config.recipe].build(resolved)
+        if hasattr(self.system, "learn_words"):
+            self.system.learn_words(self.tokenizer.continues())
         if config.init_from:
-            load_weights(self.system.model, config.init_from)
-            self.system.reset_teacher()
+            for remark in start_from(self.system, config.init_from, self.tokenizer):
+                if processes.is_main:
+                    log.warning("%s", remark)
         groups = parameter_groups(
             self.system.model, weight_decay=config.weight_decay, decay=config.decay,
             multipliers=config.lr_multipliers,
         )  # fmt: skip
         self.engine = Engine(processes, self.system.model, groups)
+        compile_system(self.system, config, processes.device)
         self.system.to(processes.device)
         self.checkpoints = Checkpoints(config, processes, self.engine, self.system)
         self.first_step, self.corrupt = self.checkpoints.load_last()
@@ -100,6 +101,8 @@ class Trainer:
             std=config.image_std,
             crop_scale=config.augment.crop_scale,
             flip=config.augment.flip,
+            rand_ops=config.augment.rand_ops,
+            rand_magnitude=config.augment.rand_magnitude,
         )
 
     def train(self) -> int:
@@ -110,7 +113,7 @@ class Trainer:
         metrics = Metrics(self.folder / "metrics.jsonl", first_step=self.first_step) if main else None
         progress = Progress(f"train {config.recipe}", self.steps, first=self.first_step, unit="steps")
         began, last_time, last_step = time.monotonic(), time.monotonic(), self.first_step
-        detail = f"{len(self.table)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
+        detail = f"{len(self.data)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
         if main:
             progress.update(self.first_step, detail, force=True)
         step, saved = self.first_step, self.first_step
@@ -168,7 +171,7 @@ class Trainer:
             for _ in range(config.accumulation):
                 loaded: LoadedBatch = next(batches)
                 corrupt.extend(loaded.corrupt)
-                yield loaded.batch.to(processes.device, image_dtype=dtype)
+                yield loaded.to(processes.device, image_dtype=dtype)
 
         values: dict[str, Any] = optimizer_step(
             self.system, self.engine, micro_batches(), context, contrast=config.contrast
@@ -203,10 +206,10 @@ class Trainer:
                         "%s: sample %s cannot be read (%s); the next one takes its place", shard, key, why
                     )
                 self.corrupt.add((shard, key))
-            if len(self.corrupt) > self.config.max_corrupt * len(self.table):
+            if len(self.corrupt) > self.config.max_corrupt * len(self.data):
                 listed = ", ".join(f"{s} {k}" for s, k in sorted(self.corrupt)[:5])
                 raise TrainingError(
-                    f"{len(self.corrupt)} of {len(self.table)} samples cannot be read, more than max_corrupt "
+                    f"{len(self.corrupt)} of {len(self.data)} samples cannot be read, more than max_corrupt "
                     f"{self.config.max_corrupt} allows: {listed}. Verify these shards, or raise max_corrupt"
                 )
         return wanted > 0
@@ -217,9 +220,14 @@ class Trainer:
             self.plan, self.first_step, self.steps, processes.rank, processes.world_size, config.accumulation
         )
         return training_loader(
-            PairDataset(self.table, self.transform, seed=config.seed),
+            PairDataset(
+                self.data.reader,
+                self.transform,
+                self.tokenizer,
+                max_text_tokens=self.max_text_tokens,
+                seed=config.seed,
+            ),
             sampler,
-            Collator(self.tokenizer, self.max_text_tokens),
             workers=config.workers,
             pin=processes.device.type == "cuda",
         )
@@ -228,9 +236,9 @@ class Trainer:
         """The run's tokenizer; the main process makes it, once."""
         folder = self.folder / "tokenizer"
         if self.processes.is_main and not folder.is_dir():
-            make_tokenizer(self.config, self.table, folder)
+            make_tokenizer(self.config, self.data, folder)
         self.processes.barrier()
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, clean_words=self.config.clean_captions)
 
     def _finish(self, step: int, seconds: float) -> None:
         with self.engine.whole_model() as whole:  # every process takes part where weights are sharded
@@ -246,6 +254,7 @@ class Trainer:
             image_mean=self.config.image_mean,
             image_std=self.config.image_std,
             max_text_tokens=self.max_text_tokens,
+            clean_captions=self.config.clean_captions,
             training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
         )
         write_exported(self.folder / "model", model=model, config=config, tokenizer=self.tokenizer)
