@@ -1,5 +1,6 @@
 # Set-up and the two commands of the README. Everything is installed into .venv, nothing outside it.
 #   make demo    the whole chain on a small web that is built here, report at the end
+#   make learn   every recipe learns the demo's scenes; figures against margins (half an hour)
 #   make test    the tests
 #   make check   lint, format, types, import rules
 #   make prove   the slow proofs: kills, browsers
@@ -8,11 +9,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo-run
+LEARN ?= learn-run
 
-.PHONY: demo test check prove prove-ci clean
+.PHONY: demo learn test check prove prove-ci clean
 
 demo: .venv/.demo
 	$(BIN)/python -m jobs.demo --folder $(DEMO)
+
+learn: .venv/.demo
+	$(BIN)/python -m jobs.demo.learn --folder $(LEARN)
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not prove"
@@ -42,4 +47,4 @@ check: .venv/.test
 	touch $@
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(DEMO) $(LEARN)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from typing import Any
 import yaml
 
 from jobs.verb import Request, Verb
+from models.evaluation.summary import summary
 from pipeline import storage
 from pipeline.errors import ConfigError
 
 #: what may be written, and the file that tells which results stand
 RESULTS = ("retrieval", "itm", "mlm", "captions")
 MARK = "evaluation.json"
-SHOWN = ("with_picture", "withheld", "shuffled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,42 +159,6 @@ def _is_done(output: Path, mark: dict[str, Any]) -> bool:
     found = json.loads(path.read_text(encoding="utf-8"))
     files = found.pop("results", [])
     return bool(files) and found == mark and all((output / f"{name}.json").is_file() for name in files)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """A table for a person: every figure with the picture, without it, with a wrong one."""
-    r = results["retrieval"]
-    pool = r["pool"]
-    lines = [
-        f"{pool['pictures']} pictures, {pool['captions']} captions; percent, but for CIDEr-D",
-        f"{'':<44}{'picture':>9}{'withheld':>10}{'shuffled':>10}{'chance':>9}",
-    ]
-
-    def row(name: str, values: list[float], chance: float | None = None, scale: float = 100) -> None:
-        cells = "".join(f"{scale * v:>{w}.1f}" for v, w in zip(values, (9, 10, 10), strict=True))
-        lines.append(f"{name:<44}{cells}{'' if chance is None else f'{scale * chance:>9.1f}'}")
-
-    def recalls(title: str, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        for key, name in (("tr", "picture -> text"), ("ir", "text -> picture")):
-            for k in ("r1", "r5", "r10"):
-                shown = [pick(by)[key][k] for by in (r, r["withheld"], r["shuffled"])]
-                row(f"{title}, {name}, {k.upper()}", shown, r["chance"][k])
-
-    recalls("features", lambda by: by["itc"])
-    if r["reranked"]:
-        recalls(f"top {r['top_k']} matched anew", lambda by: by)
-    if "itm" in results:
-        accuracy = results["itm"]["accuracy"]
-        for kind in accuracy["with_picture"]:
-            row(f"matched or not, {kind} wrong picture", [accuracy[c][kind]["mean"] for c in SHOWN], 0.5)
-    if "mlm" in results:
-        accuracy = results["mlm"]["accuracy"]
-        for group in accuracy["with_picture"]:
-            row(f"masked words, {group}", [accuracy[c][group]["mean"] for c in SHOWN])
-    if "captions" in results:
-        row("captions, CIDEr-D x 100", [results["captions"]["cider_d"][c] for c in SHOWN])
-        row("captions equal to a reference", [results["captions"]["exact"][c] for c in SHOWN])
-    return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from models.evaluation.mlm import evaluate_mlm
 from models.evaluation.pool import Pool, encode_pool
 from models.evaluation.retrieval import evaluate_retrieval
 from models.images import CorruptImageError, decode
+from models.inference.captioner import captioner_of
 from models.inference.load import LoadedModel, load_exported
 from models.training.stopping import TrainingError
 from models.training.table import SampleTable, build_table, find_shards
@@ -42,10 +43,13 @@ def run_evaluation(config: EvaluateConfig, folder: Path, words: dict[str, list[s
         raise ConfigError(f"mlm_words: {type(model).__name__} predicts no masked words; leave them out")
     encoded = encode_pool(model, pool, device=device, report=show)
     results: dict[str, Any] = {}
-    results["retrieval"] = evaluate_retrieval(
-        model, pool, top_k=config.top_k, seed=config.seed, device=device, encoded=encoded, report=show
-    ).to_json()
-    if encoded.fuses:
+    matches = encoded.fuses and learnt(loaded, "itm")
+    top_k = config.top_k if matches else 0
+    if learnt(loaded, "itc"):
+        results["retrieval"] = evaluate_retrieval(
+            model, pool, top_k=top_k, seed=config.seed, device=device, encoded=encoded, report=show
+        ).to_json()
+    if matches:
         results["itm"] = evaluate_itm(
             model, pool, seeds=seeds, device=device, encoded=encoded, report=show
         ).to_json()
@@ -65,9 +69,17 @@ def run_evaluation(config: EvaluateConfig, folder: Path, words: dict[str, list[s
     return {name: {**result, **facts} for name, result in results.items()}
 
 
+def learnt(loaded: LoadedModel, objective: str) -> bool:
+    """Whether the model was trained with an objective, as far as its configuration chooses among them."""
+    return objective in getattr(loaded.config, "objectives", (objective,))
+
+
 def find_captioner(loaded: LoadedModel) -> WriteCaptions | None:
-    """What writes this model's captions; None where it writes none."""
-    return None
+    """What writes this model's captions, by beam search; None where it writes none."""
+    captioner = captioner_of(loaded)
+    if captioner is None:
+        return None
+    return lambda image_BCHW: [texts[0] for texts in captioner.write(image_BCHW)]
 
 
 def build_pool(

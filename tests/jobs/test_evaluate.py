@@ -45,7 +45,7 @@ def test_results_stand_and_a_rerun_leaves_them(world: Path, capsys: pytest.Captu
     command = arguments(world, "--mlm_words", str(world / "words.yaml"))
     assert cli.main(command) == 0
     printed = capsys.readouterr().err
-    assert "50 pictures, 50 captions" in printed
+    assert "retrieval over 50 pictures and 50 captions" in printed
     assert (world / "run" / "eval" / "summary.txt").read_text() in printed
     retrieval = json.loads((world / "run" / "eval" / "retrieval.json").read_text())
     assert retrieval["pool"] == {"pictures": 50, "captions": 50}
