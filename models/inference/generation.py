@@ -50,7 +50,8 @@ class Beam:
         scoring: `blip`: a length counts the prompt and not the end token, and all beginnings that reach
             max_length compete (the published code, transformers 4.15). `generated`: a length counts the
             tokens after the prompt with the end token, and of those that reach max_length the first
-            `beams` continuations compete (transformers 5). They differ where a prompt is given or a text is cut.
+            `beams` continuations compete (transformers 5). They differ where a prompt is
+            given or a text is cut.
     """
 
     beams: int = 3
