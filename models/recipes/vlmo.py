@@ -9,7 +9,9 @@ Objectives  by `stage`:
             vision_language  ITC (mean over two pairs of heads: the experts' own branch, and one whose top
                              layers take the joint expert) + ITM with hard negatives + 0.25 MLM of whole words
 Sizes       `base`, `base_plus`, `large` are the paper's and its code's; `small` has half the base's width;
-            `tiny` learns small pictures on two CPU cores.
+            `tiny` learns small pictures on two CPU cores; it is of base_plus' kind, as few layers do not make
+            out places from relative positions (24 scenes of a colour at a place, width 48, 3 layers, 300
+            steps: R@1 1.00 with absolute positions, 0.21 with relative ones).
 State       none beside the weights.
 
 Several micro batches given as one group are contrasted with each other (`models.objectives.cached`); hard
@@ -153,8 +155,9 @@ class Config:
 
 SIZES: dict[str, Config] = {
     "tiny": Config(
-        image_size=64, patch_size=8, width=128, depth=6, heads=4, joint_start=4, drop_path=0.0, embed_dim=128,
-        vocab_size=2048, cls_id=2, sep_id=3, mask_id=4, max_text_length=32,
+        image_size=64, patch_size=8, width=128, depth=6, heads=4, joint_start=4, positions="absolute",
+        layer_scale=0.0, drop_path=0.0, embed_dim=128, vocab_size=2048, cls_id=2, sep_id=3, mask_id=4,
+        max_text_length=32,
     ),
     "small": Config(width=384, heads=6, embed_dim=384),
     "base": Config(),
