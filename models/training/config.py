@@ -14,9 +14,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from models.training.combinations import check_combinations
-from pipeline.settings import operational, semantic_config, since
+from models.training.trackers import check_trackers
+from pipeline.settings import location, operational, semantic_config, since
 
 #: mean and standard deviation of OpenAI's CLIP, which ALBEF and BLIP use as well
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,10 +50,55 @@ class AugmentConfig:
     Attributes:
         crop_scale: smallest and largest share of the area that a random crop keeps; 1 1 switches it off.
         flip: mirror half of the pictures; off, because captions say "left of" and "right of".
+        rand_ops: operations of RandAugment on each picture (ALBEF and BLIP: 2); 0: none.
+        rand_magnitude: their strength, 0 to 10 (ALBEF 7, BLIP 5).
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = False
+    rand_ops: int = since(0)
+    rand_magnitude: int = since(5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixEntry:
+    """One dataset of a mixture.
+
+    Attributes:
+        shards: folder of `.tar` shards, or a glob or URL of them, or a list of these.
+        weight: share of the rows of all steps, relative to the other datasets.
+        kind: `pairs`, or `texts`: captions alone, also from `.txt` files of one text a line. A step is wholly
+            of the one or of the other.
+        captions: as the option of the run; empty: what the run says.
+        caption_weights: likewise.
+    """
+
+    shards: str | list[str] = location()
+    weight: float = 1.0
+    kind: str = "pairs"
+    captions: list[str] = field(default_factory=list)
+    caption_weights: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """What is measured on held-out pairs while the run goes on; it changes nothing in the run.
+
+    Attributes:
+        shards: folder of `.tar` shards, or a glob or URL of them, or a list of these; none of the training's.
+        every: steps between validations, and one at the end; 0: never.
+        samples: pairs whose losses are computed.
+        pool: pairs among which each picture and each text looks for its match; 0: none.
+        seed: of the choice of pairs and every draw.
+        keep_best: figure such as `val_loss` or `val_tr_r1` whose best model is kept as model_best/; or empty.
+    """
+
+    shards: str | list[str] = location("")
+    every: int = operational(0)
+    samples: int = operational(1024)
+    pool: int = operational(512)
+    seed: int = operational(0)
+    keep_best: str = operational("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +107,19 @@ class TrainConfig:
 
     Attributes:
         shards: folder of `.tar` shards, or a glob or URL of them, or a list of these.
+        mix: in place of shards, several datasets with weights.
+        captions: fields of the json from which a sample's caption is drawn, `txt` for its `.txt`; empty: one
+            of caption_0, caption_1, ... where it has them, else the `.txt`.
+        caption_weights: how often each of them is drawn; empty: equally.
+        clean_captions: lower case, no punctuation, at most so many words, in training and wherever the model
+            is used later; 0 leaves captions alone (ALBEF: 30).
+        window: shards whose samples are mixed with each other; the order of the shards is random.
         output: run folder (checkpoints, logs, the exported model); on a disk that all processes see.
         recipe: which system, a name in `models.recipes`.
         size: which of the recipe's sizes.
         model: dimensions of the recipe's Config to change, such as `{embed_dim: 128}`.
-        tokenizer: a tokenizer folder, or `train` for a WordPiece trained from the shards' captions.
+        tokenizer: a tokenizer folder, or `train` for a WordPiece trained from the shards' captions
+            (with init_from: that one's tokenizer).
         vocab_size: tokens of a trained WordPiece.
         max_text_tokens: captions are cut at this many tokens, special ones included; 0: the recipe's limit.
         init_from: exported model folder (`model/` of another run) whose weights to start from.
@@ -73,7 +128,7 @@ class TrainConfig:
         contrast: what a pair is contrasted with: `micro`, its micro batch; `step`, all micro batches of the
             step (their features are computed first, without gradient).
         steps: optimizer steps; give either this or epochs.
-        epochs: passes over the shards; the uneven rest of a pass is dropped.
+        epochs: passes over the shards; one begins where the last has ended, nothing is dropped.
         lr: highest learning rate.
         min_lr: learning rate at the end of the schedule.
         schedule: after the warm-up: `cosine` or `linear` to min_lr, or `exponential` (x lr_decay an epoch).
@@ -100,10 +155,17 @@ class TrainConfig:
         workers: data loading workers per process; 0 loads in the process itself.
         checkpoint_every: steps between checkpoints; 0: only when the run is stopped.
         keep_checkpoints: how many of the newest to keep.
-        log_every: steps between rows of metrics.jsonl and TensorBoard.
+        log_every: steps between rows of metrics.jsonl and the trackers.
+        trackers: beside metrics.jsonl: `tensorboard`, `wandb` (offline without a key).
+        validate: losses and retrieval on held-out pairs.
     """
 
-    shards: str | list[str] = operational()
+    shards: str | list[str] = operational("")
+    mix: list[MixEntry] = since(factory=list)
+    captions: list[str] = since(factory=list)
+    caption_weights: list[float] = since(factory=list)
+    clean_captions: int = since(0)
+    window: int = 32
     output: str = operational()
     recipe: str = "albef"
     size: str = "tiny"
@@ -142,6 +204,8 @@ class TrainConfig:
     checkpoint_every: int = operational(500)
     keep_checkpoints: int = operational(2)
     log_every: int = operational(10)
+    trackers: list[str] = operational(factory=lambda: ["tensorboard"])
+    validate: ValidateConfig = operational(factory=ValidateConfig)
 
 
 def check(config: TrainConfig) -> None:
@@ -167,12 +231,66 @@ def check(config: TrainConfig) -> None:
     if not 0 <= config.min_lr <= config.lr:
         raise ValueError(f"min_lr {config.min_lr} must lie between 0 and lr {config.lr}")
     check_combinations(config)
+    check_data(config)
+    check_trackers(config.trackers)
+    check_validation(config.validate)
     low, high = config.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"augment.crop_scale {low} {high}: needs 0 < smallest <= largest <= 1")
     if not 0 <= config.max_corrupt < 1:
         raise ValueError(f"max_corrupt {config.max_corrupt} must be a share: at least 0 and below 1")
     local_batch(config, config.processes)
+
+
+def datasets(config: TrainConfig) -> list[MixEntry]:
+    """What is trained on: the entries of `mix`, or `shards` as the only one."""
+    entries = config.mix or [MixEntry(shards=config.shards)]
+    return [
+        entry
+        if entry.captions
+        else dataclasses.replace(entry, captions=config.captions, caption_weights=config.caption_weights)
+        for entry in entries
+    ]
+
+
+def check_data(config: TrainConfig) -> None:
+    """Refuses datasets, captions and augmentation that cannot be; raises ValueError."""
+    if bool(config.shards) == bool(config.mix):
+        raise ValueError(f"give either shards ({config.shards!r}) or mix ({len(config.mix)} datasets)")
+    _at_least(config, 0, "clean_captions")
+    _at_least(config, 1, "window")
+    for number, entry in enumerate(datasets(config)):
+        where = f"mix[{number}]." if config.mix else ""
+        if not entry.weight > 0:
+            raise ValueError(f"{where}weight {entry.weight} must be above 0; leave the dataset out")
+        if entry.kind not in ("pairs", "texts"):
+            raise ValueError(f"{where}kind {entry.kind!r}: use pairs or texts")
+        weights = entry.caption_weights
+        if entry.captions and weights and len(weights) != len(entry.captions):
+            raise ValueError(f"{where}caption_weights {weights}: one for each of {entry.captions}")
+        if weights and (min(weights) < 0 or not sum(weights) > 0):
+            raise ValueError(f"{where}caption_weights {weights}: none below 0, and one above")
+    if config.augment.rand_ops < 0 or not 0 <= config.augment.rand_magnitude <= 10:
+        raise ValueError(
+            f"augment.rand_ops {config.augment.rand_ops} must be at least 0, "
+            f"rand_magnitude {config.augment.rand_magnitude} from 0 to 10"
+        )
+
+
+def check_validation(options: ValidateConfig) -> None:
+    """Refuses what cannot be validated; raises ValueError."""
+    for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"validate.{name} {getattr(options, name)} must be at least {least}")
+    if bool(options.every) != bool(options.shards):
+        raise ValueError(
+            f"validate.every {options.every} and validate.shards {options.shards!r}: give both, or none"
+        )
+    if options.keep_best and not (options.every and options.keep_best.startswith("val_")):
+        raise ValueError(
+            f"validate.keep_best {options.keep_best!r}: name a figure such as val_loss or val_tr_r1, and "
+            f"give validate.every ({options.every})"
+        )
 
 
 def local_batch(config: TrainConfig, world_size: int) -> int:
@@ -202,6 +320,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def shareable(config: Any) -> dict[str, Any]:
+    """`to_dict` for files that others may read: URLs lose user, password and query, where keys stand."""
+    return _without_keys(to_dict(config))
+
+
+def _without_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_keys(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_keys(item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    return value
+
+
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """The inverse of `to_dict`: lists become the tuples that the dataclass declares.
 
@@ -217,11 +351,19 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             ready[name] = from_dict(typing.cast(type, hint), value)
+        elif isinstance(value, list) and (item := _item(hint)) is not None:
+            ready[name] = [from_dict(item, v) for v in value]
         elif isinstance(value, list) and _wants_tuple(hint):
             ready[name] = tuple(value)
         else:
             ready[name] = value
     return kind(**ready)
+
+
+def _item(hint: Any) -> Any:
+    """The dataclass of a list's items, else None."""
+    items = typing.get_args(hint) if typing.get_origin(hint) is list else ()
+    return items[0] if items and dataclasses.is_dataclass(items[0]) else None
 
 
 def _wants_tuple(hint: Any) -> bool:

@@ -36,6 +36,7 @@ from models.training.config import TrainConfig, ZeroConfig, local_batch
 from models.training.optim import SCALE, build_optimizer
 from models.training.scalars import scalars_as_vectors
 from models.training.stopping import TrainingError
+from models.training.trackers import make_trackers
 from models.training.universal import loading_universal, scalar_names, universal_info
 from models.training.weights import WholeModel, masters, set_masters
 
@@ -99,8 +100,10 @@ class Processes:
         dist.all_gather_object(found, value, group=self.flags)
         return found
 
-    def start_tensorboard(self, *, first_step: int) -> None:
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step}})
+    def start_trackers(self, *, first_step: int) -> None:
+        """TensorBoard and Weights & Biases, as far as wanted; they go on after `first_step`."""
+        self.accelerator.log_with = make_trackers(self.config, first_step=first_step)
+        self.accelerator.init_trackers("pairmill")
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         self.accelerator.log(dict(values), step=step)
@@ -223,7 +226,6 @@ def _connect(config: TrainConfig, world_size: int, *, gpu: bool, bf16: bool) -> 
         deepspeed_plugin=plugin,
         gradient_accumulation_steps=config.accumulation,
         mixed_precision="bf16" if bf16 else "no",
-        log_with="tensorboard",
         project_dir=config.output,
         kwargs_handlers=[] if gpu else [InitProcessGroupKwargs(backend="gloo")],
     )

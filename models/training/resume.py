@@ -16,7 +16,7 @@ import torch
 from models.recipes.base import System
 from models.training import checkpoint
 from models.training.assemble import versions
-from models.training.config import TrainConfig, to_dict
+from models.training.config import TrainConfig, shareable
 from models.training.engine import TAG, Engine, Processes
 from models.training.stopping import TrainingError
 from models.training.universal import FOLDER as UNIVERSAL
@@ -45,7 +45,7 @@ class Checkpoints:
             "processes": self.processes.world_size,
             "zero_stage": self.config.zero.stage,
             "bf16": self.processes.bf16,
-            "config": to_dict(self.config),
+            "config": shareable(self.config),
             "corrupt": sorted(corrupt),
             "versions": versions(),
         }

@@ -2,10 +2,15 @@
 
     run.json        semantic config, digest, fingerprints of the shards, state
     config.yaml     the resolved configuration, every option
+    counts.json     the shards and how many samples each holds
+    indexes/        where the samples lie in the shards read last; may be deleted
     tokenizer/      the tokenizer of the run
     checkpoints/    step_00000500/ ... with a COMPLETE marker
     metrics.jsonl   one row per logged step
     tensorboard/    the same for TensorBoard
+    wandb/ wandb.json   the same for Weights & Biases, and the id of the run there
+    validation/     where the held-out pairs lie in their shards
+    model_best/     the exported model of the best validation
     model/          the exported model (models/exported.py), when the run is finished
     STOP            put there by anybody: the run saves and stops
 
@@ -24,11 +29,12 @@ from typing import Any
 
 import yaml
 
-from models.training.config import TrainConfig, digest, to_dict
+from models.training.config import TrainConfig, digest, shareable
 from pipeline import storage
 from pipeline.settings import differences, semantic_config
 
 FINISHED, RUNNING = "finished", "running"
+VALIDATED = ("validation", "model_best")
 
 
 def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool = False) -> bool:
@@ -59,7 +65,7 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, {**now, "state": RUNNING})
     storage.write_bytes(
-        str(folder / "config.yaml"), (yaml.safe_dump(to_dict(config), sort_keys=False)).encode()
+        str(folder / "config.yaml"), (yaml.safe_dump(shareable(config), sort_keys=False)).encode()
     )
     return False
 
@@ -90,9 +96,9 @@ def finish_run(folder: Path) -> None:
 
 def clear_run(folder: Path) -> None:
     """Removes what a run wrote, and nothing else."""
-    for name in ("checkpoints", "tokenizer", "tensorboard", "model", "eval"):
+    for name in ("checkpoints", "tokenizer", "tensorboard", "model", "eval", "indexes", *VALIDATED, "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "config.yaml", "run.json", "STOP"):
+    for name in ("metrics.jsonl", "config.yaml", "counts.json", "run.json", "wandb.json", "STOP"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -24,14 +24,15 @@ class StopRequest:
     """Remembers that somebody asked to stop; the training loop looks at it after each step.
 
     Args:
+        listen: whether to take the signals over.
         look: whether to look for the file as well. One process is enough: what it finds, all are told.
     """
 
-    def __init__(self, run: Path, *, look: bool = True) -> None:
+    def __init__(self, run: Path, *, listen: bool = True, look: bool = True) -> None:
         self.file = run / "STOP"
         self.look = look
         self.signalled = False
-        for number in SIGNALS:
+        for number in SIGNALS if listen else ():
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

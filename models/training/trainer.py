@@ -8,15 +8,12 @@ computes the losses of a run that was not.
 from __future__ import annotations
 
 import logging
-import math
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from models.batch import Batch, StepContext
 from models.exported import ExportedConfig, write_exported
@@ -31,12 +28,12 @@ from models.training.compiling import compile_system
 from models.training.config import TrainConfig, local_batch, to_dict
 from models.training.data import LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
-from models.training.metrics import Metrics
+from models.training.journal import Journal
 from models.training.optim import learning_rate, parameter_groups
 from models.training.resume import Checkpoints
 from models.training.step import optimizer_step
 from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
-from pipeline.progress import Progress
+from models.training.validate import BEST, Validation, is_better
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +84,7 @@ class Trainer:
         self.system.to(processes.device)
         self.checkpoints = Checkpoints(config, processes, self.engine, self.system)
         self.first_step, self.corrupt = self.checkpoints.load_last()
+        self.validation = self._validation()
 
     @property
     def max_text_tokens(self) -> int:
@@ -107,56 +105,75 @@ class Trainer:
 
     def train(self) -> int:
         """All remaining steps; then the exported model. Returns the exit code."""
-        config, main = self.config, self.processes.is_main
+        config = self.config
         batches = iter(self._loader())
-        self.processes.start_tensorboard(first_step=self.first_step)
-        metrics = Metrics(self.folder / "metrics.jsonl", first_step=self.first_step) if main else None
-        progress = Progress(f"train {config.recipe}", self.steps, first=self.first_step, unit="steps")
-        began, last_time, last_step = time.monotonic(), time.monotonic(), self.first_step
         detail = f"{len(self.data)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
-        if main:
-            progress.update(self.first_step, detail, force=True)
-        step, saved = self.first_step, self.first_step
+        journal = self.journal = Journal(
+            config, self.processes, self.engine,
+            first_step=self.first_step, steps=self.steps, detail=detail,
+        )  # fmt: skip
+        self._catch_up(journal)
+        step = saved = self.first_step
         while step < self.steps:
             values, corrupt = self.step(step, batches)
             step += 1
-            stopping = self._agree(step, corrupt)
-            due = step % config.log_every == 0 or step == self.steps or stopping
-            if due:
-                row = self._log_row(values)
-                now = time.monotonic()
-                speed = (step - last_step) * config.batch_size / max(now - last_time, 1e-9)
-                last_time, last_step = now, step
-                row |= {"lr": self._rate(step - 1), "samples_per_s": round(speed, 2)}
-                detail = f"loss {row['loss']:.3f} {speed:.0f} samples/s"
-                if metrics is not None:
-                    metrics.write({"step": step, **row, "seconds": round(now - began, 3)})
-                self.processes.log(row, step=step)
-            if main:
-                progress.update(step, detail)
-            if stopping or (
-                config.checkpoint_every and step % config.checkpoint_every == 0 and step < self.steps
-            ):
-                self.checkpoints.save(step, corrupt=self.corrupt)
+            journal.after_step(step, values)
+            stopping = self._agree(step, corrupt) and step < self.steps
+            with journal.clock.pausing():
+                figures = {} if stopping else self._validate(step)
+            if figures or stopping or step % config.log_every == 0 or step == self.steps:
+                journal.write(values, lr=self._rate(step - 1), more=figures)
+            journal.show()
+            due = config.checkpoint_every and step % config.checkpoint_every == 0 and step < self.steps
+            if stopping or due:
+                journal.check()
+                with journal.clock.pausing():
+                    self.checkpoints.save(step, corrupt=self.corrupt)
                 saved = step
-            if stopping and step < self.steps:
+            if stopping:
                 break
-        if main:
-            progress.close(step, detail)
-        if metrics is not None:
-            metrics.close()
+        journal.close()
         if step < self.steps:
-            if main:
+            if self.processes.is_main:
                 log.warning("stopped at step %d, saved; start the same command again to go on", saved)
             return EXIT_STOPPED
-        self._finish(step, time.monotonic() - began)
+        self._finish(step)
         return EXIT_DONE
 
-    def step(
-        self, step: int, batches: Any
-    ) -> tuple[dict[str, float | torch.Tensor], list[tuple[str, str, str]]]:
-        """One optimizer step. Returns the values of its last micro batch, averaged over the micro batches,
-        and the corrupt samples met."""
+    def _validation(self) -> Validation | None:
+        if not self.config.validate.every:
+            return None
+        return Validation(
+            self.config, self.processes, tokenizer=self.tokenizer, transform=self.transform,
+            max_text_tokens=self.max_text_tokens,
+        )  # fmt: skip
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Figures of the held-out pairs after a step, where they are due; the best model is kept."""
+        every = self.config.validate.every
+        if self.validation is None or (step % every and step < self.steps):
+            return {}
+        self.journal.check()
+        figures = self.validation.run(self.system, self.engine)
+        metric = self.config.validate.keep_best
+        if metric and metric not in figures:
+            raise ValueError(f"validate.keep_best {metric!r}: there is no such figure; {', '.join(figures)}")
+        better = metric and self.processes.is_main and is_better(self.folder / BEST, metric, figures[metric])
+        if self.processes.broadcast(better):
+            self._export(BEST, step, metric=metric, value=figures[metric])
+        return figures
+
+    def _catch_up(self, journal: Journal) -> None:
+        """A stop does not wait for a validation: what was due then is done before going on."""
+        step = self.first_step
+        row = journal.metrics.last() if journal.metrics else {}
+        missing = row.get("step") == step and "val_loss" not in row
+        if step and self.processes.broadcast(missing) and (figures := self._validate(step)):
+            journal.amend(figures)
+
+    def step(self, step: int, batches: Any) -> tuple[dict[str, torch.Tensor], list[tuple[str, str, str]]]:
+        """One optimizer step. Returns its values, averaged over the micro batches, and the corrupt samples
+        met."""
         config, processes = self.config, self.processes
         context = StepContext(
             seed=config.seed, step=step, epoch_steps=self.plan.epoch_steps,
@@ -169,13 +186,12 @@ class Trainer:
 
         def micro_batches() -> Iterator[Batch]:
             for _ in range(config.accumulation):
-                loaded: LoadedBatch = next(batches)
+                with self.journal.clock.waiting():
+                    loaded: LoadedBatch = next(batches)
                 corrupt.extend(loaded.corrupt)
                 yield loaded.to(processes.device, image_dtype=dtype)
 
-        values: dict[str, Any] = optimizer_step(
-            self.system, self.engine, micro_batches(), context, contrast=config.contrast
-        )
+        values = optimizer_step(self.system, self.engine, micro_batches(), context, contrast=config.contrast)
         return values, corrupt
 
     def _rate(self, step: int) -> float:
@@ -184,17 +200,6 @@ class Trainer:
             step, steps=self.steps, lr=c.lr, min_lr=c.min_lr, warmup_steps=c.warmup_steps,
             schedule=c.schedule, epoch_steps=self.plan.epoch_steps, decay=c.lr_decay,
         )  # fmt: skip
-
-    def _log_row(self, values: dict[str, Any]) -> dict[str, float]:
-        names = sorted(values)
-        sums = self.processes.sum([float(values[n]) for n in names])
-        row = {n: s / self.processes.world_size for n, s in zip(names, sums, strict=True)}
-        if not math.isfinite(row["loss"]):
-            raise TrainingError(
-                f"the loss is {row['loss']}; lower lr ({self.config.lr}) or raise warmup_steps"
-            )
-        norm = self.engine.gradient_norm()
-        return row if norm is None else row | {"grad_norm": norm}
 
     def _agree(self, step: int, corrupt: list[tuple[str, str, str]]) -> bool:
         """Whether to stop after this step, the same answer in every process; counts corrupt samples."""
@@ -240,13 +245,16 @@ class Trainer:
         self.processes.barrier()
         return load_tokenizer(folder, clean_words=self.config.clean_captions)
 
-    def _finish(self, step: int, seconds: float) -> None:
-        with self.engine.whole_model() as whole:  # every process takes part where weights are sharded
-            if self.processes.is_main:
-                self._export(step, whole)
+    def _finish(self, step: int) -> None:
+        self._export("model", step)
+        if self.processes.is_main:
+            rundir.finish_run(self.folder)
         self.processes.barrier()
 
-    def _export(self, step: int, model: nn.Module) -> None:
+    def _export(self, name: str, step: int, **more: str | float) -> None:
+        """Writes the model into a folder of the run; every process takes part where weights are sharded.
+        `more` is kept with it."""
+        done = {"step": step, "samples": step * self.config.batch_size, "versions": versions()}
         config = ExportedConfig(
             recipe=self.config.recipe,
             size=self.config.size,
@@ -255,10 +263,12 @@ class Trainer:
             image_std=self.config.image_std,
             max_text_tokens=self.max_text_tokens,
             clean_captions=self.config.clean_captions,
-            training={"step": step, "samples": step * self.config.batch_size, "versions": versions()},
+            training=done | more,
         )
-        write_exported(self.folder / "model", model=model, config=config, tokenizer=self.tokenizer)
-        rundir.finish_run(self.folder)
+        with self.engine.whole_model() as whole:
+            if self.processes.is_main:
+                write_exported(self.folder / name, model=whole, config=config, tokenizer=self.tokenizer)
+        self.processes.barrier()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
