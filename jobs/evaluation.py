@@ -85,7 +85,7 @@ def find_captioner(loaded: LoadedModel) -> WriteCaptions | None:
 def build_pool(
     config: EvaluateConfig, table: SampleTable, loaded: LoadedModel
 ) -> tuple[Pool, dict[str, Any]]:
-    """The first `pool` readable pictures of a seeded order, each with all its captions in the shards.
+    """The first `pool` readable pictures (0: all) of a seeded order, each with all its captions.
 
     Raises:
         ConfigError: fewer pictures than asked for.
@@ -111,9 +111,9 @@ def build_pool(
         captions.append(sample.caption)
         owner.append(place[sample.image_id])
     show.close()
-    if len(place) < wanted:
+    if not place or len(place) < config.pool:
         raise ConfigError(
-            f"pool {wanted}: the shards hold {len(place)} readable pictures; "
+            f"pool {config.pool}: the shards hold {len(place)} readable pictures; "
             f"add shards, or pass --pool {len(place)}"
         )
     ids_PT, mask_PT = loaded.tokenizer.encode(captions, loaded.exported.max_text_tokens)

@@ -17,10 +17,15 @@ from jobs.demo.learn_plan import MARGINS, RUNS, STAGES, Margin, make_plan, train
 from jobs.demo.learn_world import build_learn_world, two_captions
 from jobs.demo.objects import load_things
 from jobs.demo.scenes import draw_scenes
+from jobs.evaluate import EvaluateConfig
+from jobs.evaluation import build_pool
+from models.inference.load import load_exported
 from models.recipes import RECIPES
 from models.training.config import check
+from models.training.table import build_table, find_shards
 from pipeline.errors import ConfigError
 from pipeline.shards.reader import index_tar, read_member
+from tests.models.test_inference_clip import export
 
 
 def samples(folder: Path) -> list[tuple[str, str]]:
@@ -144,6 +149,17 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert learn.main(["--recipes", "clip,nothing"]) == 2
     assert "no recipe nothing; there are clip, albef, blip, vlmo" in capsys.readouterr().err
+
+
+def test_the_pool_of_all_pictures_holds_both_captions_of_each(tmp_path: Path) -> None:
+    world = build_learn_world(tmp_path, seed=0, pictures=2, heldout=12)
+    export(tmp_path, "clip")
+    loaded = load_exported(tmp_path / "model", device="cpu")
+    for pool, pictures in ((0, 12), (5, 5)):
+        config = EvaluateConfig(model="", shards=str(world.heldout), pool=pool)
+        found, _ = build_pool(config, build_table(find_shards(config.shards)), loaded)
+        assert found.pictures == pictures
+        assert [len(refs) for refs in found.references()] == [2] * pictures
 
 
 @pytest.mark.prove
