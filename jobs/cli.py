@@ -31,6 +31,7 @@ VERBS = {
     "dedup": "mark duplicates among images or candidates (a column)",
     "pack": "write training shards by a rule over the columns",
     "train": "train a vision-language model on shards",
+    "convert": "read published checkpoints into model folders, and write them back",
     "evaluate": "evaluate a trained model on a fixed pool",
     "report": "write one HTML file about a whole chain",
     "run": "run a whole chain from one YAML file",
@@ -39,10 +40,10 @@ VERBS = {
     "retry": "fetch just those rows of a crawl anew that a predicate names",
     "takedown": "remove pictures by URL, domain, uid or hash, and keep them out",
     "compact": "merge manifests and sidecars of finished folders by the thousand",
-    "bench": "measure crawl or discover beside img2dataset or cc2dataset",
+    "bench": "measure crawl or discover beside the field, or a training step",
 }
 #: verbs with a command line of their own: what they work on stands first, not behind an option
-POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench")
+POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench", "convert")
 
 
 def entry() -> None:
