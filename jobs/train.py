@@ -36,7 +36,7 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
     """
     try:
         train_config.check(config)
-        inputs = shard_fingerprints(config.shards)
+        inputs = [m for d in train_config.datasets(config) for m in shard_fingerprints(d.shards, kind=d.kind)]
         if os.environ.get("RANK", "0") != "0":
             return _train_here(config)
         with locked(Path(config.output)):
@@ -55,14 +55,14 @@ def _train_here(config: TrainConfig) -> int:
     return train_here(config)
 
 
-def shard_fingerprints(shards: str | Sequence[str]) -> list[str]:
+def shard_fingerprints(shards: str | Sequence[str], *, kind: str = "pairs") -> list[str]:
     """One mark of the content per shard: from our manifests where there are some, so that a shard redone to
     the same bytes is the same input; otherwise name, size and time of change.
 
     Raises:
         ValueError: no shards there.
     """
-    found = find_shards(shards)
+    found = find_shards(shards, kind=kind)
     known: dict[str, dict[str, str]] = {}
     marks = []
     for url in found:

@@ -34,7 +34,8 @@ STATE = "state.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedConfig:
-    """What config.json says. `model` holds the recipe's whole Config as JSON values."""
+    """What config.json says. `model` holds the recipe's whole Config as JSON values; `clean_captions` is the
+    words at which texts are cleaned and cut (0: they are left alone)."""
 
     recipe: str
     size: str
@@ -43,6 +44,7 @@ class ExportedConfig:
     image_std: tuple[float, float, float]
     max_text_tokens: int
     training: dict[str, Any]
+    clean_captions: int = 0
 
     @property
     def transform(self) -> ImageTransform:
@@ -137,7 +139,8 @@ def model_config(exported: ExportedConfig) -> Any:
 
 
 def read_exported_tokenizer(folder: str | Path) -> Tokenizer:
-    return load_tokenizer(Path(folder) / TOKENIZER)
+    """The tokenizer, which cleans texts as the training did."""
+    return load_tokenizer(Path(folder) / TOKENIZER, clean_words=read_exported_config(folder).clean_captions)
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:

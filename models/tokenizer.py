@@ -34,18 +34,25 @@ def clean_caption(caption: str, *, max_words: int = 30) -> str:
     return " ".join(text.split()[:max_words])
 
 
+def clean_all(captions: Iterable[str], max_words: int) -> Iterable[str]:
+    """Each caption cleaned, or as it is where `max_words` is 0."""
+    return (clean_caption(c, max_words=max_words) for c in captions) if max_words else captions
+
+
 class Tokenizer:
     """A Hugging Face tokenizer reduced to what training and inference need.
 
+    clean_words: texts are cleaned as captions of ALBEF and cut at so many words before all else; 0: not.
     Ids a vocabulary lacks (CLIP's has no mask) are None.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, *, clean_words: int = 0) -> None:
         if backend.pad_token_id is None:
             raise ValueError(
                 f"tokenizer {backend.name_or_path!r} has no padding token; add one and save it again"
             )
         self.backend = backend
+        self.clean_words = clean_words
 
     @property
     def vocab_size(self) -> int:
@@ -85,7 +92,7 @@ class Tokenizer:
         Longer texts are cut, the closing token kept; T is the longest text, or max_length on request.
         """
         out = self.backend(
-            list(texts),
+            list(clean_all(texts, self.clean_words)),
             max_length=max_length,
             truncation=True,
             padding="max_length" if pad_to_max else "longest",
@@ -135,14 +142,15 @@ class Tokenizer:
         return self.backend.convert_tokens_to_ids(token)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, *, clean_words: int = 0) -> Tokenizer:
     """Any tokenizer folder; raises ValueError when `folder` is not one."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no tokenizer folder; give a folder with tokenizer.json or vocab.txt")
     from transformers import AutoTokenizer  # slow to import, and only needed here
 
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return Tokenizer(backend, clean_words=clean_words)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no readable tokenizer ({error})") from error
 

@@ -66,15 +66,15 @@ def check_model(config: TrainConfig, model: Any) -> None:
     longest = model.max_text_length
     if config.max_text_tokens > longest:
         raise ValueError(
-            f"max_text_tokens {config.max_text_tokens} exceeds the {longest} positions of the model; lower it, "
-            f"or raise the model's max_text_length"
+            f"max_text_tokens {config.max_text_tokens} exceeds the {longest} positions of the model; "
+            "lower it, or raise the model's max_text_length"
         )
     random = [name for name in ("dropout", "drop_path") if getattr(model, name, 0)]
     if config.contrast == "step" and config.recipe not in TEACHERS and random:
+        fix = f"--model '{{\"{random[0]}\": 0}}'"
         raise ValueError(
             f"contrast step computes features twice, which must be the same, but {config.recipe} has "
-            f"{random[0]} {getattr(model, random[0])}; set it to 0 (--model '{{\"{random[0]}\": 0}}'), or use "
-            "contrast micro"
+            f"{random[0]} {getattr(model, random[0])}; set it to 0 ({fix}), or use contrast micro"
         )
 
 
