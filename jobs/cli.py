@@ -134,7 +134,7 @@ def parse_verb(name: str, argv: Sequence[str]) -> tuple[Verb, Any, Request]:
     verb = importlib.import_module(f"jobs.{name}").VERB
     parser = build_parser(name, verb)
     try:
-        parsed = parser.parse_args(_normalised(argv, parser))
+        parsed = parser.parse_args(_named_config(_normalised(argv, parser), verb))
         built = parser.instantiate(parsed)
     except (ArgumentError, ValueError) as error:
         message = " ".join(str(error).split())
@@ -164,6 +164,21 @@ def _normalised(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
             equals, value = "=", "true"
         words.append(f"--{name}{equals}{value}")
     return words
+
+
+def _named_config(words: Sequence[str], verb: Verb) -> list[str]:
+    """`--config NAME` of a file that comes with the package becomes its path; a file of that name wins."""
+    found = list(words)
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option != "--config" or verb.configs is None:
+            continue
+        at = position if equals else position + 1
+        name = value if equals else (words[at] if at < len(words) else "")
+        ours = verb.configs / f"{name}.yaml"
+        if name and not Path(name).exists() and ours.is_file():
+            found[at] = f"{option}={ours}" if equals else str(ours)
+    return found
 
 
 def run_verb(name: str, argv: Sequence[str]) -> int:

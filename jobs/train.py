@@ -84,7 +84,10 @@ def run(config: TrainConfig, request: Request) -> int:
     return train(config, overwrite=request.options.overwrite)
 
 
-VERB = Verb(config=TrainConfig, run=run)
+#: published settings, for `--config NAME`
+CONFIGS = Path(train_config.__file__).resolve().parents[1] / "recipes" / "configs"
+
+VERB = Verb(config=TrainConfig, run=run, configs=CONFIGS)
 
 if __name__ == "__main__":
     from jobs.cli import main

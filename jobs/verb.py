@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.runner_options import RunOptions
@@ -33,9 +34,11 @@ class Verb:
     stage: whether it runs units on Ray, and so takes `--output` and the runner's options.
     stages: of such a verb: the stages that a config and an output folder come to, each with its own folder,
         in the order in which they run; so they can be built again from what was saved.
+    configs: folder of files that `--config` finds by their name without `.yaml`.
     """
 
     config: type
     run: Callable[[Any, Request], int]
     stage: bool = False
     stages: Callable[[Any, str], Sequence[tuple[Stage, str]]] | None = None
+    configs: Path | None = None

@@ -1,9 +1,9 @@
-"""Benchmarks beside the field's tools: `pairmill bench crawl`, `pairmill bench discover`.
+"""Benchmarks: `pairmill bench crawl`, `pairmill bench discover`, `pairmill bench train`.
 
-Both sides run on this machine, on the same input, in turn; the peer in an environment of its own that the
-benchmark makes. What is reported is CPU time (user and system, of every process that took part), as the
-marginal cost between two sizes, so that start-up drops out, and ratios. Wall time says little on a shared
-machine and is not reported.
+The first two stand beside the field's tools. Both sides run on this machine, on the same input, in turn; the
+peer in an environment of its own that the benchmark makes. What is reported is CPU time (user and system, of
+every process that took part), as the marginal cost between two sizes, so that start-up drops out, and ratios.
+Wall time says little on a shared machine and is not reported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 BENCHMARKS = {
     "crawl": "CPU and memory of a picture, beside img2dataset, over http and https",
     "discover": "CPU of a thousand WAT records, beside cc2dataset",
+    "train": "samples a second, FLOPs, utilisation and memory of a training step",
 }
 
 
