@@ -1,9 +1,9 @@
 """BLIP against transformers' BLIP: outputs, losses and gradients.
 
 transformers has the two halves, BlipForImageTextRetrieval (encoder) and BlipForConditionalGeneration
-(decoder), with weights of their own; the gradient of what BLIP shares is the sum of both. ITM is composed of its outputs
-with [ENC] put first; the contrast with teacher and queue, and the draw of negatives, are written here from
-the paper's equations (arXiv 2107.07651, 1 and 6; 2201.12086, section 3.2), row by row.
+(decoder), with weights of their own; the gradient of what BLIP shares is the sum of both. ITM is composed of
+its outputs with [ENC] put first; the contrast with teacher and queue, and the draw of negatives, are written
+here from the paper's equations (arXiv 2107.07651, 1 and 6; 2201.12086, section 3.2), row by row.
 
 Traps in transformers' defaults: 8 text heads, an epsilon of 1e-5 in the image tower, no label smoothing.
 """
