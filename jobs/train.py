@@ -49,9 +49,12 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
 
 
 def _train_here(config: TrainConfig) -> int:
-    """As one of torchrun's processes."""
+    """As one of torchrun's processes, which ends with torchrun: else it would go on alone, and hold the run."""
+    from models.training.stopping import die_with_parent
     from models.training.worker import train_here
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())
     return train_here(config)
 
 

@@ -24,13 +24,14 @@ class Journal:
         config: TrainConfig,
         processes: Processes,
         engine: Engine,
+        clock: Clock,
         *,
         first_step: int,
         steps: int,
         detail: str,
     ) -> None:
         self.config, self.processes, self.engine = config, processes, engine
-        self.clock, self.bad = Clock(), FirstBad()
+        self.clock, self.bad = clock, FirstBad()
         self.step = self.logged = first_step
         self.detail = detail
         processes.start_trackers(first_step=first_step)
@@ -40,6 +41,7 @@ class Journal:
             self.metrics = Metrics(Path(config.output) / "metrics.jsonl", first_step=first_step)
             self.progress = Progress(f"train {config.recipe}", steps, first=first_step, unit="steps")
             self.progress.update(first_step, detail, force=True)
+        clock.start()
 
     def after_step(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Notes a step, counted from 1, without waiting for the device."""

@@ -55,6 +55,9 @@ class Clock:
     """Times what happens between two rows: how much of it was waiting for data, or no training at all."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
         self.began = self.last = time.monotonic()
         self.waited = self.paused = 0.0
 

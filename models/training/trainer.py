@@ -29,6 +29,7 @@ from models.training.config import TrainConfig, local_batch, to_dict
 from models.training.data import LoadedBatch, PairDataset, RankSampler, training_loader
 from models.training.engine import Engine, Processes
 from models.training.journal import Journal
+from models.training.metrics import Clock
 from models.training.optim import learning_rate, parameter_groups
 from models.training.resume import Checkpoints
 from models.training.step import optimizer_step
@@ -85,6 +86,7 @@ class Trainer:
         self.checkpoints = Checkpoints(config, processes, self.engine, self.system)
         self.first_step, self.corrupt = self.checkpoints.load_last()
         self.validation = self._validation()
+        self.clock = Clock()
 
     @property
     def max_text_tokens(self) -> int:
@@ -109,7 +111,7 @@ class Trainer:
         batches = iter(self._loader())
         detail = f"{len(self.data)} samples, {self.processes.world_size} processes, ZeRO {config.zero.stage}"
         journal = self.journal = Journal(
-            config, self.processes, self.engine,
+            config, self.processes, self.engine, self.clock,
             first_step=self.first_step, steps=self.steps, detail=detail,
         )  # fmt: skip
         self._catch_up(journal)
@@ -119,7 +121,7 @@ class Trainer:
             step += 1
             journal.after_step(step, values)
             stopping = self._agree(step, corrupt) and step < self.steps
-            with journal.clock.pausing():
+            with self.clock.pausing():
                 figures = {} if stopping else self._validate(step)
             if figures or stopping or step % config.log_every == 0 or step == self.steps:
                 journal.write(values, lr=self._rate(step - 1), more=figures)
@@ -127,7 +129,7 @@ class Trainer:
             due = config.checkpoint_every and step % config.checkpoint_every == 0 and step < self.steps
             if stopping or due:
                 journal.check()
-                with journal.clock.pausing():
+                with self.clock.pausing():
                     self.checkpoints.save(step, corrupt=self.corrupt)
                 saved = step
             if stopping:
@@ -186,7 +188,7 @@ class Trainer:
 
         def micro_batches() -> Iterator[Batch]:
             for _ in range(config.accumulation):
-                with self.journal.clock.waiting():
+                with self.clock.waiting():
                     loaded: LoadedBatch = next(batches)
                 corrupt.extend(loaded.corrupt)
                 yield loaded.to(processes.device, image_dtype=dtype)

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.train import train
 from models.training.checkpoint import list_complete
-from models.training.config import AugmentConfig, TrainConfig, ZeroConfig, to_dict
+from models.training.config import AugmentConfig, TrainConfig, ValidateConfig, ZeroConfig, to_dict
 from pipeline.errors import ConfigError
 from tests.models.toy_shards import write_shards
 
@@ -74,11 +75,14 @@ def test_zero_stages_give_one_loss_curve(shards: str, undisturbed: Path, tmp_pat
     assert abs(curve[0] - curve[-1]) > 1e-2, "nothing was learnt, so equal curves say nothing"
 
 
-def test_a_run_stopped_by_sigterm_goes_on_as_if_undisturbed(
+def test_a_run_stopped_by_sigterm_goes_on_with_half_the_processes_as_if_undisturbed(
     shards: str, undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Stopped on two processes, finished on one; validated on the way, which changes nothing."""
     run = tmp_path / "stopped"
-    config = configure(shards, run, checkpoint_every=2, keep_checkpoints=1)
+    held = write_shards(tmp_path / "held", shards=1, samples=16, seed=9)
+    validate = ValidateConfig(shards=str(held), every=2, samples=8, pool=10, keep_best="val_loss")
+    config = configure(shards, run, checkpoint_every=2, keep_checkpoints=1, validate=validate)
     process = start(config, tmp_path)
     wait_for_rows(run, 3, process)
     process.send_signal(signal.SIGTERM)
@@ -91,9 +95,19 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_undisturbed(
 
     # what a kill in the middle of a save leaves behind is no checkpoint
     (run / "checkpoints" / "step_00000099.tmp").mkdir()
-    assert train(config) == 0
-    assert_equal_curves(losses(run), losses(undisturbed), 1e-6)
+    assert train(replace(config, processes=1)) == 0
+    assert_equal_curves(losses(run), losses(undisturbed), 1e-5)
     assert not (run / "checkpoints" / "step_00000099.tmp").exists()
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row for row in rows if "val_loss" in row}
+    assert list(validated) == [2, 4, 6, 8]
+    for row in validated.values():
+        assert row["val_loss"] == pytest.approx(row["val_itc"] + row["val_itm"] + row["val_mlm"], abs=1e-5)
+        assert 0 <= row["val_tr_r1"] <= row["val_tr_r5"] <= 1
+    best = json.loads((run / "model_best" / "config.json").read_text())["training"]
+    assert best["value"] == min(row["val_loss"] for row in validated.values())
+    assert validated[best["step"]]["val_loss"] == best["value"]
 
 
 def start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
