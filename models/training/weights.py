@@ -47,24 +47,27 @@ def set_masters(model: nn.Module, engine: Any, weights: Mapping[str, Tensor]) ->
     optimizer = engine.optimizer
     names = {p: name for name, p in model.named_parameters()}
     if hasattr(optimizer, "round_robin_bit16_groups"):
-        rank = dist.get_rank()
         for group, part in zip(
             optimizer.round_robin_bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
         ):
-            flat = torch.cat([weights[names[p]].flatten() for p in group])
-            flat = nn.functional.pad(flat, (0, max(0, part.numel() * dist.get_world_size() - len(flat))))
-            part.data.copy_(flat[rank * part.numel() :][: part.numel()])
+            part.data.copy_(_own_part(torch.cat([weights[names[p]].flatten() for p in group]), part.numel()))
     elif hasattr(optimizer, "fp32_groups"):
         # to make its state, DeepSpeed took a step with gradients of zero here: decay, and a wrong count
         optimizer.optimizer.state.clear()
         for p, master in masters(model, engine).items():
             master.data.copy_(weights[names[p]])
     else:
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for p, name in names.items():
             if p.requires_grad:
-                safe_set_full_fp32_param(p, weights[name])
+                # not by safe_set_full_fp32_param, which cannot cut what the processes do not divide
+                part, _ = optimizer._get_fp32_opt_state_partition(p, release_swap_buffers=False)
+                part.data.copy_(_own_part(weights[name].flatten(), part.numel()))
+
+
+def _own_part(flat: Tensor, length: int) -> Tensor:
+    """This process's part of a flat tensor that is cut into parts of `length`, the last ones padded."""
+    padded = nn.functional.pad(flat, (0, max(0, length * dist.get_world_size() - len(flat))))
+    return padded[length * dist.get_rank() :][:length]
 
 
 def _cut(flat: Tensor, group: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
