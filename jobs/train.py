@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
 
 
 def _train_here(config: TrainConfig) -> int:
-    """As one of torchrun's processes, which ends with torchrun: else it would go on alone, and hold the run."""
+    """As one of torchrun's processes, which ends with torchrun: else it would go on and hold the run."""
     from models.training.stopping import die_with_parent
     from models.training.worker import train_here
 

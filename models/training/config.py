@@ -302,9 +302,14 @@ def local_batch(config: TrainConfig, world_size: int) -> int:
     parts = world_size * config.accumulation
     if config.batch_size % parts:
         nearest = max(1, round(config.batch_size / parts)) * parts
+        pairs, rest = divmod(config.batch_size, config.accumulation)
+        fitting = [n for n in range(1, pairs + 1) if pairs % n == 0 and not rest]
+        around = [max((n for n in fitting if n < world_size), default=0)]
+        around += [min((n for n in fitting if n > world_size), default=0)]
+        others = " or ".join(str(n) for n in around if n)
         raise ValueError(
             f"batch_size {config.batch_size} must divide by {world_size} processes x accumulation "
-            f"{config.accumulation}; use {nearest}"
+            f"{config.accumulation}; use {nearest}" + (f", or {others} processes" if others else "")
         )
     return config.batch_size // parts
 

@@ -93,20 +93,43 @@ def universal_info(module: nn.Module) -> dict[str, Any]:
     }
 
 
+class _Nothing:
+    """Stands for the parameters of a group of which this process holds none: nothing to load."""
+
+    def __init__(self) -> None:
+        self._hp_mapping = self
+
+    def get_optim_state_keys(self) -> tuple[str, ...]:
+        return ()
+
+    def load_hp_checkpoint_state(self, *args: Any, **options: Any) -> None:
+        return None
+
+
 @contextlib.contextmanager
 def loading_universal(engine: Any) -> Iterator[None]:
     """Lets a DeepSpeed engine read the universal form, and keeps the optimizer's own options.
 
     DeepSpeed's stage 3 copies the options of the first parameter group into every group, which would let
-    norms and biases decay.
+    norms and biases decay; its stages 1 and 2 fail where a group is so small that this process holds none
+    of it.
     """
     groups = engine.optimizer.param_groups
     options = [{name: value for name, value in g.items() if name != "params"} for g in groups]
     config = engine._config
     before, config.load_universal_checkpoint = config.load_universal_checkpoint, True
+    lists = getattr(engine.optimizer, "bit16_groups", [])
+    nothing = _Nothing()
+    held_elsewhere = {i: g for i, g in enumerate(lists) if all(p._hp_mapping is None for p in g)}
+    for number in held_elsewhere:
+        lists[number] = [nothing]
+        engine.optimizer.param_names[nothing] = ""
     try:
         yield
     finally:
         config.load_universal_checkpoint = before
+        for number, group in held_elsewhere.items():
+            lists[number] = group
+            engine.optimizer.param_names.pop(nothing, None)
     for group, kept in zip(engine.optimizer.param_groups, options, strict=True):
         group.update(kept)
