@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.demo.learn_curves import draw_run
 from jobs.demo.learn_plan import RUNS, Margin, Plan, Run, make_plan, train_config
 from jobs.demo.learn_world import LearnWorld, build_learn_world
 from jobs.evaluate import EvaluateConfig, evaluate
@@ -71,7 +72,7 @@ def learn(plan: Plan, folder: Path, *, seed: int, docs: str | None = None) -> in
         if run.judged:
             evaluate_run(run, world, folder)
         if docs:
-            draw(run, world, folder, Path(docs))
+            draw(run, folder, Path(docs))
     rows = judge(plan.margins, folder)
     storage.write_bytes(str(folder / "learn.json"), json.dumps(rows, indent=1).encode())
     print(table(rows))
@@ -114,14 +115,10 @@ def evaluate_run(run: Run, world: LearnWorld, folder: Path) -> None:
     )
 
 
-def draw(run: Run, world: LearnWorld, folder: Path, docs: Path) -> None:
+def draw(run: Run, folder: Path, docs: Path) -> None:
     """The curves of a run as a picture of the documentation."""
-    from jobs.demo.learn_curves import draw_run, validation_points
-
-    place = folder / "runs" / run.name
-    validation = validation_points(place, str(world.heldout)) if run.judged else []
     (docs / "learning").mkdir(parents=True, exist_ok=True)
-    svg = draw_run(run.name, place, validation)
+    svg = draw_run(run.name, folder / "runs" / run.name)
     storage.write_bytes(str(docs / "learning" / f"{run.name}.svg"), svg.encode())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.demo.learn_world import LearnWorld
-from models.training.config import AugmentConfig, TrainConfig, ZeroConfig
+from models.training.config import AugmentConfig, TrainConfig, ValidateConfig, ZeroConfig
 
 SMALL = {"image_size": 72, "patch_size": 24}
 
@@ -184,7 +184,9 @@ def train_config(run: Run, world: LearnWorld, folder: Path) -> TrainConfig:
         precision="fp32",
         augment=AugmentConfig(crop_scale=(1.0, 1.0)),
         processes=2,
-        checkpoint_every=max(1, run.steps // 6),
-        keep_checkpoints=100,
+        validate=ValidateConfig(
+            shards=str(world.heldout), every=max(1, run.steps // 10), samples=256, pool=512
+        ),
+        checkpoint_every=200,
         log_every=10 if run.steps >= 100 else 2,
     )
