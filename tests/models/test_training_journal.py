@@ -143,7 +143,7 @@ def test_weights_and_biases_finds_its_run_again_and_asks_for_no_key(tmp_path: Pa
 
 
 def test_processes_that_do_not_fit_the_batch_are_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match=r"24 must divide by 5 processes x accumulation 2; use 20, or 4 or 6"):
+    with pytest.raises(ValueError, match=r"divide by 5 processes x .* 2; use 20, or 4 or 6 processes"):
         train_config.local_batch(options(batch_size=24, accumulation=2), 5)
 
 

@@ -40,7 +40,7 @@ MODELS = {
     "vlmo": {"image_size": 32, "patch_size": 16, "embed_dim": 16, "max_text_length": 16},
 }
 
-pytestmark = pytest.mark.prove
+pytestmark = [pytest.mark.prove, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def start(config: TrainConfig, folder: Path, program: str = "") -> subprocess.Po
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline, path = time.monotonic() + 200, run / "metrics.jsonl"
+    deadline, path = time.monotonic() + 600, run / "metrics.jsonl"
     while not path.is_file() or len(path.read_text().splitlines()) < step:
         assert process.poll() is None, f"ended early with {process.returncode}"
-        assert time.monotonic() < deadline, f"no step {step} within 200 s"
+        assert time.monotonic() < deadline, f"no step {step} within 600 s"
         time.sleep(0.005)
 
 
@@ -118,7 +118,7 @@ def test_kills_in_the_middle_of_saves_cost_nothing(
         command = [sys.executable, "-m", "tests.prove.training_victim", str(path), str(chance.random())]
         environment = {**os.environ, **worker_environment(0, 1, free_port()), "OMP_NUM_THREADS": "1"}
         del environment["PAIRMILL_LAUNCHER"]
-        process = subprocess.run(command, cwd=ROOT, env=environment, timeout=120, check=False)
+        process = subprocess.run(command, cwd=ROOT, env=environment, timeout=600, check=False)
         assert process.returncode == -signal.SIGKILL
         last = checkpoint.last_complete(run)
         assert last is not None
@@ -140,7 +140,7 @@ def test_thirty_steps_and_thirty_equal_sixty_to_the_bit(
     process = start(restless(shards, run, **options), tmp_path)
     wait_for_step(run, 31, process)
     process.send_signal(number)
-    code = process.wait(60)
+    code = process.wait(300)
     assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     last = checkpoint.last_complete(run)
     assert last is not None
@@ -166,7 +166,7 @@ def test_two_processes_then_one_then_two_compute_the_same(
         process = start(configure(shards, run, processes=processes, **options), tmp_path)
         wait_for_step(run, upto, process)
         (run / "STOP").touch()
-        assert process.wait(60) == 75
+        assert process.wait(300) == 75
         assert len(rows(run)) < 9
     assert train(configure(shards, run, processes=2, **options)) == 0
     ours, theirs = rows(run), rows(tmp_path / "straight")
@@ -183,7 +183,7 @@ def test_when_one_process_dies_the_others_end_within_seconds(shards: str, tmp_pa
     assert len(workers) == 2
     workers[1].kill()
     killed = time.monotonic()
-    assert process.wait(60) == 1
+    assert process.wait(300) == 1
     assert time.monotonic() - killed < 20
     assert not any(worker.is_running() for worker in workers)
 
