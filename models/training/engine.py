@@ -71,7 +71,7 @@ class Processes:
         self.world_size = int(os.environ["WORLD_SIZE"])
         self.config = config
         gpu = torch.cuda.is_available()
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu)
+        self.bf16 = check_devices(config)
         self.accelerator = _connect(config, self.world_size, gpu=gpu, bf16=self.bf16)
         self.rank: int = self.accelerator.process_index
         self.is_main = self.rank == 0
@@ -234,6 +234,27 @@ def _connect(config: TrainConfig, world_size: int, *, gpu: bool, bf16: bool) -> 
         f"{accelerator.num_processes} connected, {world_size} started"
     )
     return accelerator
+
+
+def check_devices(config: TrainConfig) -> bool:
+    """Whether this machine computes in bfloat16, before anything is connected or built.
+
+    Raises:
+        ValueError: more processes than GPUs, or GPUs without bfloat16.
+    """
+    if not torch.cuda.is_available():
+        return config.precision == "bf16"  # a CPU can, slowly: to see what rounding does to a curve
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > gpus:
+        raise ValueError(
+            f"processes {here}: this machine shows {gpus} GPUs, one for each process; use --processes {gpus}"
+        )
+    able = torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "bf16" and not able:
+        raise ValueError(
+            f"precision bf16: {torch.cuda.get_device_name()} has no bfloat16; use --precision fp32"
+        )
+    return able and config.precision != "fp32"
 
 
 def clips_here(config: TrainConfig, *, bf16: bool) -> bool:

@@ -35,7 +35,7 @@ def masters(model: nn.Module, engine: Any) -> dict[nn.Parameter, Tensor]:
         return found
     trained = [p for p in model.parameters() if p.requires_grad]
     if hasattr(trained[0], "ds_id"):  # stage 3
-        return {p: optimizer.get_full_hp_param(p).view(p.ds_shape) for p in trained}
+        return {p: optimizer.get_full_hp_param(p) for p in trained}
     if hasattr(optimizer, "fp32_groups"):  # stage 0 in bfloat16
         pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
         return {p: m for low, high in pairs for p, m in zip(low, high, strict=True)}

@@ -17,6 +17,7 @@ from models.recipes import RECIPES
 from models.training.assemble import check_model, resolve_model_config
 from models.training.combinations import CONTRAST_OVER_STEP, TEACHERS
 from models.training.config import TrainConfig, ZeroConfig, check
+from models.training.engine import check_devices
 
 OFFLOADED = {"offload_optimizer": "cpu"}
 
@@ -68,6 +69,33 @@ def test_compilation_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"no g\+\+ or clang\+\+ here.*apt install g"):
         check(config(compile="on"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "bf16", "changes", "answer"),
+    [
+        (0, False, {}, False),
+        (0, False, {"precision": "bf16"}, True),
+        (8, True, {}, True),
+        (8, True, {"precision": "fp32"}, False),
+        (8, False, {}, False),
+        (8, False, {"precision": "bf16"}, r"has no bfloat16; use --precision fp32"),
+        (1, True, {}, r"processes 2: this machine shows 1 GPUs.*use --processes 1"),
+    ],
+)
+def test_precision_and_processes_fit_the_machine(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, bf16: bool, changes: dict, answer: bool | str
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    if isinstance(answer, bool):
+        assert check_devices(config(**changes)) is answer
+        return
+    with pytest.raises(ValueError, match=answer):
+        check_devices(config(**changes))
 
 
 def test_the_command_ends_with_2_before_anything_is_begun(
