@@ -4,6 +4,7 @@
 #   make test    the tests
 #   make check   lint, format, types, import rules
 #   make prove   the slow proofs: kills, browsers
+#   make fidelity   every recipe against other implementations; writes docs/fidelity.md (some minutes)
 # Needs: Python 3.10-3.12 with venv, and make.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 DEMO ?= demo-run
 LEARN ?= learn-run
 
-.PHONY: demo learn test check prove prove-ci clean
+.PHONY: demo learn test check prove prove-ci fidelity clean
 
 demo: .venv/.demo
 	$(BIN)/python -m jobs.demo --folder $(DEMO)
@@ -27,6 +28,9 @@ prove: .venv/.test
 
 prove-ci: .venv/.test
 	$(BIN)/python -m pytest -m prove_ci
+
+fidelity: .venv/.test
+	$(BIN)/python -m tests.fidelity
 
 check: .venv/.test
 	$(BIN)/ruff check .

@@ -208,6 +208,7 @@ def main(folder: str) -> None:
         "image": given["image"].double(), "text_input": [""] * BATCH,
         "epoch": 0, "iters": STEP, "num_iters_per_epoch": EPOCH_STEPS,
     }  # fmt: skip
+    torch.set_default_dtype(torch.float64)  # the code makes its one-hot targets in the default type
     out = model(sample)
     out.loss.backward()
     inner = out.intermediate_output
