@@ -34,7 +34,7 @@ from models.training.optim import learning_rate, parameter_groups
 from models.training.resume import Checkpoints
 from models.training.step import optimizer_step
 from models.training.stopping import EXIT_DONE, EXIT_STOPPED, StopRequest, TrainingError
-from models.training.validate import BEST, Validation, is_better
+from models.training.validate import BEST, Validation, check_metric, is_better
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class Trainer:
         while step < self.steps:
             values, corrupt = self.step(step, batches)
             step += 1
+            check_metric(config.validate.keep_best, values)
             journal.after_step(step, values)
             stopping = self._agree(step, corrupt) and step < self.steps
             with self.clock.pausing():
@@ -158,8 +159,6 @@ class Trainer:
         self.journal.check()
         figures = self.validation.run(self.system, self.engine)
         metric = self.config.validate.keep_best
-        if metric and metric not in figures:
-            raise ValueError(f"validate.keep_best {metric!r}: there is no such figure; {', '.join(figures)}")
         better = metric and self.processes.is_main and is_better(self.folder / BEST, metric, figures[metric])
         if self.processes.broadcast(better):
             self._export(BEST, step, metric=metric, value=figures[metric])

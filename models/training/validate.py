@@ -12,7 +12,7 @@ Shapes: P pairs of the pool, E joint embedding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Validation:
         device = self.processes.device
         low = torch.bfloat16 if self.processes.bf16 else None
         with engine.whole_model() as model, torch.autocast(device.type, dtype=low, enabled=low is not None):
+            modes = [(module, module.training) for module in model.modules()]
             model.eval()
             try:
                 for number, batch in enumerate(self._batches()):
@@ -87,7 +88,8 @@ class Validation:
                     if number < self.pool_batches:
                         features.append(_features(model, batch))
             finally:
-                model.train()
+                for module, mode in modes:
+                    module.training = mode
         names = sorted(sums)
         totals = self.processes.sum([float(sums[n]) for n in names])
         count = self.loss_batches * self.processes.world_size
@@ -120,7 +122,7 @@ class Validation:
             return {}
         parts = self.processes.gather([torch.cat(column) for column in zip(*features, strict=True)])
         row_P, id_P, image_PE, text_PE = (torch.cat(column) for column in zip(*parts, strict=True))
-        order_P = row_P.argsort()[: self.options.pool]
+        order_P = row_P.argsort()[: min(self.options.pool, len(self.data))]
         id_P, image_PE, text_PE = id_P[order_P], image_PE[order_P], text_PE[order_P]
         score_PP, same_PP = image_PE @ text_PE.T, id_P[:, None] == id_P[None, :]
         found: dict[str, float] = {}
@@ -136,6 +138,13 @@ def _features(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     text = model.encode_text(batch.text_ids_BT, batch.text_mask_BT)
     features = (image.feature_BE.float(), text.feature_BE.float())
     return tuple(x.cpu() for x in (batch.row_B, batch.image_id_B, *features))
+
+
+def check_metric(metric: str, losses: Iterable[str]) -> None:
+    """Raises ValueError when `keep_best` names no figure of a run with these losses."""
+    known = [f"val_{name}" for name in losses] + [f"val_{way}_r{k}" for way in ("tr", "ir") for k in KS]
+    if metric and metric not in known:
+        raise ValueError(f"validate.keep_best {metric!r} is no figure of this run; use {', '.join(known)}")
 
 
 def is_better(folder: Path, metric: str, value: float) -> bool:

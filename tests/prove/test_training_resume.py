@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,20 @@ def test_when_one_process_dies_the_others_end_within_seconds(shards: str, tmp_pa
     assert process.wait(300) == 1
     assert time.monotonic() - killed < 20
     assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.prove_ci
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
+    shards: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(shards, tmp_path / "run", recipe="clip", lr=1e37, warmup_steps=0, clip_grad=0.0)
+    assert train(config) == 1
+    assert re.search(
+        r"error: step [2-9]: \w+ is no number; nothing of this was saved", capfd.readouterr().err
+    )
+    for path in checkpoint.list_complete(tmp_path / "run"):
+        weights = torch.load(path / "engine" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+        assert all(torch.isfinite(w).all() for w in weights.values())
 
 
 def test_when_the_launcher_dies_so_do_its_processes(shards: str, tmp_path: Path) -> None:
