@@ -38,7 +38,7 @@ class ZeroConfig:
         offload_parameters: `cpu` keeps the weights there between uses (stage 3), or `none`.
     """
 
-    stage: int = 2
+    stage: int = operational(2)
     offload_optimizer: str = operational("none")
     offload_parameters: str = operational("none")
 

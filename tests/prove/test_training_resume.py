@@ -163,8 +163,9 @@ def test_two_processes_then_one_then_two_compute_the_same(
     options = {"recipe": recipe, "zero": ZeroConfig(stage=stage), "checkpoint_every": 0, "steps": 9} | groups
     assert train(configure(shards, tmp_path / "straight", processes=2, **options)) == 0
     run = tmp_path / "run"
-    for processes, upto in ((2, 3), (1, 6)):
-        process = start(configure(shards, run, processes=processes, **options), tmp_path)
+    other = ZeroConfig(stage={1: 2, 2: 1}.get(stage, stage))
+    for processes, upto, zero in ((2, 3, options["zero"]), (1, 6, other)):
+        process = start(configure(shards, run, processes=processes, **(options | {"zero": zero})), tmp_path)
         wait_for_step(run, upto, process)
         (run / "STOP").touch()
         assert process.wait(300) == 75
