@@ -34,6 +34,7 @@ MORE = [
     "clip 0", "clip 1", "clip 2", "clip 3", "clip 3 resumed", "clip 3 offloaded", "clip 3 recomputed",
     "clip 3 bf16", "clip 3 bf16 offloaded resumed", "clip 0 bf16",
     "vlmo 0", "vlmo 2", "vlmo 3", "vlmo 3 offloaded resumed",
+    "clip 3 offloaded switched resumed", "albef 2 offloaded switched resumed",
     "albef 0", "albef 1", "albef 2", "albef 1 offloaded",
     "albef 2 offloaded recomputed", "albef 2 resumed", "albef 0 bf16", "albef 1 bf16",
     "albef 2 bf16", "albef 2 bf16 resumed", "albef 2 bf16 offloaded resumed", "albef 0 bf16 resumed",

@@ -110,15 +110,19 @@ def train(config: TrainConfig) -> tuple[list[list[float]], dict[str, torch.Tenso
     return [run.step(step) for step in range(STEPS)], run.weights()
 
 
-def interrupted(config: TrainConfig, folder: Path) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+def interrupted(
+    first: TrainConfig, then: TrainConfig, folder: Path
+) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
     """Two steps, a checkpoint, and the rest by another engine that loads it."""
-    run = Run(config)
-    first = [run.step(step) for step in range(2)]
+    run = Run(first)
+    curve = [run.step(step) for step in range(2)]
     run.engine.save(folder)
     run.processes.barrier()
-    run = Run(config)
+    state = run.system.state_dict()
+    run = Run(then)
     run.engine.load(folder, step=2)
-    return first + [run.step(step) for step in range(2, STEPS)], run.weights()
+    run.system.load_state_dict(state)
+    return curve + [run.step(step) for step in range(2, STEPS)], run.weights()
 
 
 def find(case: str, output: str) -> TrainConfig:
@@ -146,7 +150,10 @@ def main(output: str, cases: list[str]) -> None:
             continue
         config = find(case, output)
         if "resumed" in case:
-            curves[case], weights[case] = interrupted(config, Path(output) / str(number))
+            first = (
+                replace(config, zero=ZeroConfig(stage=config.zero.stage)) if "switched" in case else config
+            )
+            curves[case], weights[case] = interrupted(first, config, Path(output) / str(number))
         else:
             curves[case], weights[case] = train(config)
     if os.environ["RANK"] == "0":
