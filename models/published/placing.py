@@ -170,7 +170,7 @@ def publish(ours: Mapping[str, Tensor], keys: KeyMap, kept: Mapping[str, str]) -
     """Published names -> tensors in their shapes; a weight that is stored twice there stands twice.
 
     Raises:
-        ValueError: a weight of ours that the format has no place for.
+        ValueError: a weight of ours that the format has no place for, nor is known to lack.
     """
     written: dict[str, Tensor] = {}
     homeless = []
@@ -180,7 +180,8 @@ def publish(ours: Mapping[str, Tensor], keys: KeyMap, kept: Mapping[str, str]) -
             change = keys.change(published)
             value = ours[first]
             written[published] = value if change is None else change.to_published(value)
-        if not names and not any(keys.published(other) for other, own in kept.items() if own == first):
+        elsewhere = any(keys.published(other) for other, own in kept.items() if own == first)
+        if not names and not elsewhere and not any(re.fullmatch(p, name) for p in keys.fresh):
             homeless.append(name)
     if homeless:
         raise ValueError(f"the format has no place for {listed(homeless)}")

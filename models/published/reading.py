@@ -59,13 +59,29 @@ def convert(path: str | Path, out: Path, reading: Reading) -> list[str]:
     if reading.source not in FORMATS:
         raise ValueError(f"format {reading.source!r} is unknown; there are {', '.join(FORMATS)}")
     known = FORMATS[reading.source]
+    if reading.source == "transformers" and Path(path).is_dir():
+        name = transformers_folder.recipe_of(Path(path))
+        known = FORMATS["transformers-blip"] if name == "blip" else known
     path, facts = _located(Path(path), reading.source)
     published = read_state_dict(path)
-    try:
-        keys, placed = placed_by(known, published, ignore=reading.ignore)
-        return _write(placed, out, reading, known, keys, facts, path)
-    except ValueError as error:
-        raise ValueError(f"{path} as {reading.source}: {error}") from error
+    remarks: list[str] | None = None
+    errors: list[tuple[bool, str]] = []
+    for keys in known.variants:
+        try:
+            placed = place(known.prepare(published), keys, ignore=reading.ignore)
+        except ValueError as error:
+            errors.append((True, str(error)))
+            continue
+        try:
+            remarks = _write(placed, out, reading, known, keys, facts, path)
+            break
+        except ValueError as error:
+            errors.append((False, str(error)))
+    if remarks is None:
+        # the variant whose names are all known is what the file was meant to be
+        named = [text for unknown, text in errors if not unknown] or [min((t for _, t in errors), key=len)]
+        raise ValueError(f"{path} as {reading.source}: {named[0]}")
+    return remarks
 
 
 def _located(path: Path, source: str) -> tuple[Path, dict[str, Any]]:
@@ -81,19 +97,6 @@ def _located(path: Path, source: str) -> tuple[Path, dict[str, Any]]:
     if not found or not (path / kinds[source].CONFIG).is_file():
         raise ValueError(f"{path} holds no {kinds[source].CONFIG} with {' or '.join(kinds[source].FILES)}")
     return found[0], kinds[source].beside(path)
-
-
-def placed_by(
-    known: Format, published: Mapping[str, Tensor], *, ignore: Sequence[str] = ()
-) -> tuple[KeyMap, dict[str, Tensor]]:
-    """The first variant that knows all names, and the weights under ours; else the shortest error."""
-    errors = []
-    for keys in known.variants:
-        try:
-            return keys, place(published, keys, ignore=ignore)
-        except ValueError as error:
-            errors.append(error)
-    raise min(errors, key=lambda error: len(str(error)))
 
 
 def _write(
@@ -163,6 +166,7 @@ def write_model(
     exported = ExportedConfig(
         recipe=known.recipe, size=size, model=plain(config), image_mean=known.image_mean,
         image_std=known.image_std, max_text_tokens=config.max_text_length, training=training,
+        clean_captions=known.clean_captions,
     )  # fmt: skip
     own = {name: value.contiguous().clone() for name, value in weights.items()}
     beside = {name: value.contiguous().clone() for name, value in state.items()}

@@ -33,7 +33,10 @@ from models.tokenizer import Tokenizer
 
 FOLDERS = {"open_clip": open_clip_folder.write, "transformers": transformers_folder.write}
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-TARGETS = (*FORMATS, *(name for name in FOLDERS if name not in FORMATS))
+TARGETS = (
+    *(name for name in FORMATS if FORMATS[name].writes),
+    *(name for name in FOLDERS if name not in FORMATS),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +86,7 @@ def write(folder: str | Path, out: Path, target: str) -> list[str]:
     beside = {name: value for name, value in ours.state.items() if keys.published(name)}
     written |= publish(beside, keys, {name: name for name in beside})
     remarks = []
-    if beside:
-        for name, value in known.mirrored(written).items():
-            written.setdefault(name, value)
-    elif any(keys.published(name) for name in ours.frame.state):
+    if not beside and any(keys.published(name) for name in ours.frame.state):
         remarks.append("no teacher and no queue in the folder: none written")
     written |= known.constants(ours.config, written)
     write_state_dict(out, written, wrapper=known.wrapper)

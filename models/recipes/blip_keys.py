@@ -153,6 +153,12 @@ CAPTIONING = KeyMap(pairs=[*_VISION, *_DECODER], ignored=_IGNORED, fresh=_NO_ENC
 TRANSFORMERS_CAPTIONING = KeyMap(
     pairs=[*_TRANSFORMERS_VISION, *_DECODER], ignored=_IGNORED, fresh=_NO_ENCODER
 )
+#: both classes in one folder
+TRANSFORMERS = KeyMap(
+    pairs=[*_TRANSFORMERS_VISION, *_ENCODER, *_DECODER, *_PROJECTIONS, *_MATCHING],
+    ignored=_IGNORED,
+    fresh=("temperature",),
+)
 TRANSFORMERS_RETRIEVAL = KeyMap(
     pairs=[*_TRANSFORMERS_VISION, *_ENCODER, *_PROJECTIONS, *_MATCHING],
     ignored=_IGNORED,
