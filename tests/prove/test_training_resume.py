@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,14 @@ MODELS = {
 }
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A sum over two threads is another one in its last bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,7 @@ def start(config: TrainConfig, folder: Path, program: str = "") -> subprocess.Po
         "from models.training.config import TrainConfig, from_dict;"
         "sys.exit(train(from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text()))))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=folder, env=environment)
 
 
@@ -117,7 +126,7 @@ def test_kills_in_the_middle_of_saves_cost_nothing(
     chance, before = random.Random(kills), 0
     for _ in range(kills):
         command = [sys.executable, "-m", "tests.prove.training_victim", str(path), str(chance.random())]
-        environment = {**os.environ, **worker_environment(0, 1, free_port()), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **worker_environment(0, 1, free_port())}
         del environment["PAIRMILL_LAUNCHER"]
         process = subprocess.run(command, cwd=ROOT, env=environment, timeout=600, check=False)
         assert process.returncode == -signal.SIGKILL
