@@ -125,7 +125,7 @@ class Engine:
         self.has_teacher = config.recipe in TEACHERS
         self.model = model
         self.clips_here = clips_here(processes.config, bf16=processes.bf16)
-        self.norm: float | None = None
+        self.norm: Tensor | None = None
         zero = processes.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         elements = sum(p.numel() for p in model.parameters() if p.requires_grad)
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
@@ -153,7 +153,7 @@ class Engine:
         self.engine.backward(loss)
         if self.clips_here and self.engine.is_gradient_accumulation_boundary():
             limit = self.processes.config.clip_grad or math.inf
-            self.norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+            self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
