@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H/W pixels, T text tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from models.draws import Draws
 from models.images import CorruptImageError, ImageTransform, decode_array
 from models.training.mixture import TEXTS, BatchPlan
 from models.training.shards import ShardReader
-from models.training.stopping import LocalError, TrainingError
+from models.training.stopping import LocalError, TrainingError, die_with_parent
 from pipeline import memory
 
 #: how many samples after an unreadable one are tried in its place
@@ -199,5 +200,7 @@ def _whole(loaded: LoadedBatch) -> LoadedBatch:
 
 
 def _begin_worker(number: int) -> None:
+    # it holds all that was open when it was forked, such as the lock on the run folder
+    die_with_parent(os.getppid())
     cv2.setNumThreads(0)  # a pool of threads does not survive a fork
     memory.keep_freed()

@@ -139,7 +139,7 @@ def test_kills_in_the_middle_of_saves_cost_nothing(
     assert_same_to_the_bit(run, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_thirty_steps_and_thirty_equal_sixty_to_the_bit(
     shards: str, tmp_path: Path, processes: int, number: signal.Signals
