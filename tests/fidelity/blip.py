@@ -331,25 +331,25 @@ def with_first(ids_BT: Tensor, first_id: int) -> Tensor:
 
 CASES = [
     Case(
-        system="blip: towers, matching, decoder",
+        system="BLIP, towers, matching, decoder",
         oracle="transformers' BLIP",
         package="transformers",
         run=outputs,
     ),
     Case(
-        system="blip: pre-training step",
+        system="BLIP, a step of pre-training",
         oracle="transformers' BLIP; ITC, queue and negatives from the paper's equations",
         package="transformers",
         run=pretraining,
     ),
     Case(
-        system="blip: retrieval and filter fine-tuning",
+        system="BLIP, a step of retrieval and filter fine-tuning",
         oracle="transformers' BLIP; ITC, queue and negatives from the paper's equations",
         package="transformers",
         run=retrieval,
     ),
     Case(
-        system="blip: captioner fine-tuning",
+        system="BLIP, a step of captioner fine-tuning",
         oracle="transformers' BLIP",
         package="transformers",
         run=captioning,

@@ -76,7 +76,7 @@ def test_transformers_writes_the_same_tokens(
 
 
 def test_the_published_codes_beam_search_finds_the_same_texts() -> None:
-    """320 searches by the scorer of transformers 4.15; a quarter of them the newer scoring decides otherwise."""
+    """320 searches by the scorer of transformers 4.15; the newer scoring decides a quarter otherwise."""
     frozen = json.loads((DATA / "beams_transformers_4_15.json").read_text())
     otherwise = cut = 0
     for case in frozen["cases"]:
