@@ -32,7 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         done[stage] = folder / stage
         config = TrainConfig(
             shards=shards, output=str(done[stage]), recipe="vlmo", model={**TINY, "stage": stage},
-            vocab_size=64, batch_size=8, accumulation=2, steps=STEPS, lr=1e-2, weight_decay=0.5, warmup_steps=2, processes=2,
+            vocab_size=64, batch_size=8, accumulation=2, steps=STEPS, lr=1e-2, weight_decay=0.5,
+            warmup_steps=2, processes=2,
             checkpoint_every=0, log_every=1, init_from=before,
         )  # fmt: skip
         assert train(config) == 0, stage
