@@ -51,10 +51,10 @@ def run(folder: Path, cases: list[str]) -> Found:
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [rank.communicate(timeout=280) for rank in ranks]
+    said = [rank.communicate(timeout=900) for rank in ranks]
     errors = "".join(stderr[-2500:] for _, stderr in said)
     assert [rank.returncode for rank in ranks] == [0, 0], errors
-    return json.loads(said[0][0].splitlines()[-1]), torch.load(folder / "weights.pt")
+    return json.loads((folder / "curves.json").read_text()), torch.load(folder / "weights.pt")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_contrast_over_the_step_is_that_of_one_large_batch(found: Found) -> None
 def assert_near(found: Found, rounded: str, full: str) -> None:
     """bfloat16 beside float32: near in loss, and float32 masters that hold more than bfloat16 can."""
     for ours, theirs in zip(found[0][rounded], found[0][full], strict=True):
-        assert ours[0] == pytest.approx(theirs[0], rel=1e-2)
+        assert ours[0] == pytest.approx(theirs[0], rel=2e-2)
     weights = found[1][rounded]
     for name in ("vision.blocks.0.feed_forward.up.weight", "text_projection.weight"):
         if name in weights:
@@ -146,6 +146,7 @@ def test_bfloat16_keeps_float32_masters_at_every_stage(found: Found) -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1000)
 def test_every_stage_and_offload_agree(tmp_path: Path) -> None:
     found = run(tmp_path, MORE)
     for case in MORE:
