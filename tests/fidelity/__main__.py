@@ -21,9 +21,10 @@ INTRODUCTION = """# Fidelity
 Written by `make fidelity`; `tests/models/test_fidelity.py` asserts every row. Do not edit it.
 
 The same weights, shaken so that no bias is 0 and no gain 1, and the same input go through this project's code
-and through another implementation. A figure is the largest difference of any value, relative to the largest
-value of the reference, over all tensors of the row: outputs, losses, and the gradient of every weight. Bounds: {bounds}.
-In float64 an epsilon or an activation that is not the same shows at once; in float32 it may hide in rounding.
+and through another implementation. A figure is the largest difference of a tensor's values, relative to the
+largest value of the reference, over all tensors of the row: outputs, losses, and the gradient of every weight
+(a module's weight and bias count as one tensor). Bounds: {bounds}. In float64 an epsilon or an activation
+that is not the same shows at once; in float32 it may hide in rounding.
 """
 FILES = """
 ## Published files

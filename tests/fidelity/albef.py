@@ -1,7 +1,7 @@
 """ALBEF against its authors' code (frozen), and its parts against timm and transformers.
 
-The frozen step (`make_albef.py`) is one of pre-training in LAVIS: towers, fusion, the choice of negatives, the
-momentum update before the teacher's forward, the queue, softened losses, and the gradient of every weight.
+The frozen step (`make_albef.py`) is one of pre-training in LAVIS: towers, fusion, the choice of negatives,
+the momentum update before the teacher's forward, the queue, softened losses, the gradient of every weight.
 """
 
 from __future__ import annotations

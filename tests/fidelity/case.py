@@ -75,10 +75,10 @@ def gradients(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(ours, reference) of every weight that has a gradient in the reference, in the reference's shape.
 
-    A weight of ours without a counterpart there would be a gradient that nothing is compared with: an assertion.
-    Weight and bias of a module are one affine map and compared as one: what a contrast asks of a bias cancels over
-    the batch, down to rounding, and the bias of a key has no gradient at all (a softmax does not see what all
-    keys have in common).
+    A weight of ours without a counterpart there would be a gradient that nothing is compared with: an
+    assertion. Weight and bias of a module are one affine map and compared as one: what a contrast asks of a
+    bias cancels over the batch, down to rounding, and the bias of a key has no gradient at all (a softmax
+    does not see what all keys have in common).
     """
     weights = dict(model.named_parameters())
     pairs, seen = {}, set()

@@ -1,4 +1,4 @@
-"""Every comparison of `tests.fidelity`, in float32 and in float64; `make fidelity` writes the figures down."""
+"""Every comparison of `tests.fidelity`, in float32 and float64; `make fidelity` writes the figures down."""
 
 from __future__ import annotations
 

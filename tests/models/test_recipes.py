@@ -81,10 +81,9 @@ def train(system: Any, steps: int, *, first: int = 0, epoch_steps: int = 4) -> l
 def test_every_recipe_keeps_the_contract(name: str) -> None:
     recipe = RECIPES[name]
     assert is_dataclass(recipe.Config)
-    assert {"tiny", "base"} <= recipe.SIZES.keys()
-    assert {"vocab_size", "image_size", "max_text_length", "embed_dim"} <= {
-        f.name for f in fields(recipe.Config)
-    }
+    assert {"tiny", "small", "base", "large"} <= recipe.SIZES.keys()
+    needed = {"vocab_size", "image_size", "max_text_length", "embed_dim", "gradient_checkpointing"}
+    assert needed <= {f.name for f in fields(recipe.Config)}
     documented = recipe.Config.__doc__
     assert [f.name for f in fields(recipe.Config) if f"\n        {f.name}: " not in documented] == []
 
