@@ -54,8 +54,8 @@ SLOW = {"temperature": 0.1}
 
 RUNS: dict[str, tuple[Run, ...]] = {
     "clip": (Run(name="clip", recipe="clip", steps=300, model={**SMALL, "vision_depth": 3}),),
-    "albef": (Run(name="albef", recipe="albef", steps=900, model=ALBEF, lr_multipliers=SLOW),),
-    "blip": (Run(name="blip", recipe="blip", steps=900, model=BLIP, lr_multipliers=SLOW),),
+    "albef": (Run(name="albef", recipe="albef", steps=700, model=ALBEF, lr_multipliers=SLOW),),
+    "blip": (Run(name="blip", recipe="blip", steps=700, model=BLIP, lr_multipliers=SLOW),),
     "vlmo": (
         Run(name="vlmo-image", recipe="vlmo", steps=150, model={**VLMO, "stage": "image"}, judged=False),
         Run(
