@@ -37,6 +37,30 @@ def ensure(folder: str | Path, packages: Sequence[str]) -> Path:
     return python
 
 
+def overlay(folder: str | Path, packages: Sequence[str]) -> Path:
+    """A folder with `packages` alone, to stand before our own environment's on PYTHONPATH: for a peer that
+    needs another version of one package, and is to have all the rest as we have it.
+
+    Raises:
+        ConfigError: pip cannot install them.
+    """
+    folder = Path(folder).absolute()
+    mark = folder / "packages.json"
+    if mark.is_file() and json.loads(mark.read_text()) == list(packages):
+        return folder
+    print(f"installing {', '.join(packages)} into {folder} ...", flush=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    done = subprocess.run(
+        [*pip, "--no-deps", "--upgrade", "--target", str(folder), *packages],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"pip cannot install {', '.join(packages)}: {last}")
+    mark.write_text(json.dumps(list(packages)))
+    return folder
+
+
 def version(python: Path, package: str) -> str:
     """The installed version of a package in an environment."""
     done = subprocess.run([str(python), "-c", _VERSIONS, package], capture_output=True, text=True, check=True)

@@ -53,7 +53,7 @@ def make_pictures(only: str | None = None) -> list[bytes]:
 
 def _encode(entry: Entry, seed: int) -> bytes:
     out = io.BytesIO()
-    image = Image.fromarray(_photograph(entry.width, entry.height, seed))
+    image = Image.fromarray(photograph(entry.width, entry.height, seed))
     if entry.format == "JPEG":
         image.save(out, "JPEG", quality=85, progressive=entry.progressive)
     else:
@@ -61,7 +61,7 @@ def _encode(entry: Entry, seed: int) -> bytes:
     return out.getvalue()
 
 
-def _photograph(width: int, height: int, seed: int) -> np.ndarray:
+def photograph(width: int, height: int, seed: int) -> np.ndarray:
     """(H, W, 3) uint8 with a spectrum like that of photographs: large shapes, finer texture, some grain."""
     rng = np.random.default_rng([seed, width, height])
     image = np.zeros((height, width, 3))

@@ -1,6 +1,7 @@
 """What a run trains on: its datasets, the samples of each shard, and the plan made of them.
 
 Samples are counted once, by the main process, into `counts.json` of the run folder; the others read that.
+URLs with keys in them do not go into the file: then every process lists the shards itself.
 Folders with a `sizes.json` (`pairmill pack` writes it) are taken at its word, which every shard is checked
 against when it is first read; of others the headers are read, which also finds shards that are damaged.
 """
@@ -27,6 +28,7 @@ from models.training.stopping import TrainingError
 from models.training.table import find_shards
 from pipeline import storage
 from pipeline.progress import Progress
+from pipeline.urls import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,12 @@ def open_data(
     barrier()
     counted = json.loads((folder / COUNTS).read_text(encoding="utf-8"))["datasets"]
     sets = [
-        ShardSet(found["shards"], np.array(found["samples"], np.int64), entry.kind, _rule(entry))
+        ShardSet(
+            found["shards"] or find_shards(entry.shards, kind=entry.kind),
+            np.array(found["samples"], np.int64),
+            entry.kind,
+            _rule(entry),
+        )
         for entry, found in zip(entries, counted, strict=True)
     ]
     plan = BatchPlan(
@@ -94,19 +101,18 @@ def _count(entries: list[MixEntry], folder: Path, indexes: IndexFolder) -> None:
     counted = []
     for number, entry in enumerate(entries):
         urls = find_shards(entry.shards, kind=entry.kind)
-        names = [storage.basename(url) for url in urls]
+        names = [storage.basename(without_secrets(url)) for url in urls]
         found = before[number] if number < len(before) else {}
         if found.get("names") == names:
             samples, skipped = found["samples"], found["skipped"]
         else:
             samples, skipped = count_samples(urls, indexes, kind=entry.kind, needs=_rule(entry).member)
         if not sum(samples):
-            raise TrainingError(
-                f"{len(urls)} shards hold no {_NOUNS[entry.kind]} ({skipped or 'all empty'})"
-            )
+            raise TrainingError(f"{len(urls)} shards hold no {_NOUNS[entry.kind]} ({skipped or 'all empty'})")
         if skipped:
             log.info("%s: samples left out: %s", entry.shards, skipped)
-        counted.append({"shards": urls, "names": names, "samples": samples, "skipped": skipped})
+        told = urls if all(without_secrets(url) == url for url in urls) else None
+        counted.append({"shards": told, "names": names, "samples": samples, "skipped": skipped})
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(str(folder / COUNTS), (json.dumps({"datasets": counted}) + "\n").encode())
 

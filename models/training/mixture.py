@@ -2,9 +2,9 @@
 
 Several datasets are mixed by weights. A weight is a share of the rows of all steps. Steps are wholly pairs or
 wholly texts: step t is one of texts where floor(t * w + 1/2) moves on to the next integer, w the share of the
-text datasets. Within the steps of a kind, a batch takes from each dataset its share, rounded up or down
-by systematic sampling: one offset a step, from the golden ratio's sequence, so that over any number of steps a
-dataset stays within a few rows of its share. Every dataset goes through its own epochs (`order.ShardOrder`).
+text datasets. Within the steps of a kind, a batch takes from each dataset its share, rounded up or down by
+systematic sampling: one offset a step, from the golden ratio's sequence, so that a dataset stays within a few
+rows of its share over any number of steps. Every dataset goes through its own epochs (`order.ShardOrder`).
 
 A rank takes its part of each micro batch: the batch is cut into micro batches first, then over ranks.
 

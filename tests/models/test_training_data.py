@@ -7,13 +7,15 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from models.batch import Batch
 from models.images import ImageTransform, decode
-from models.training import index
+from models.training import catalogue, index
 from models.training.captions import CaptionRule, NoCaptionError
 from models.training.catalogue import TrainingData, open_data
 from models.training.config import CLIP_MEAN, CLIP_STD, MixEntry, TrainConfig, check_data, from_dict, to_dict
@@ -228,6 +230,29 @@ def test_headers_are_read_once_for_all_processes_and_counts_once_for_the_run(
         write_shards(tmp_path / "own", shards=1, samples=samples, seed=samples)
         assert len(folder.get(str(path), kind="pairs", needs="txt")) == samples
     assert len(list((tmp_path / "few").glob("*.npz"))) < 4
+
+
+def test_remote_shards_are_read_by_ranges_and_their_keys_stay_out_of_the_run(
+    shards: Path, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    remote = open_data(configure("memory://bucket", window=2), tmp_path)
+    reads: list[int] = []
+    real = MemoryFileSystem.cat_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "cat_file", lambda *a, **k: (reads.append(k["end"] - k["start"]), real(*a, **k))[1]
+    )
+    [loaded], [local] = load(remote, first=2, steps=3), load(data, first=2, steps=3)
+    assert torch.equal(loaded.batch.pictures, local.batch.pictures)
+    assert len(reads) == 12
+    assert max(reads) < 8000  # a sample, not a shard
+    monkeypatch.setattr(catalogue, "find_shards", lambda shards, kind: ["s3://user:key@host/a.tar?sig=1"])
+    monkeypatch.setattr(catalogue, "count_samples", lambda *a, **k: ([20], {}))
+    secret = open_data(configure("s3://user:key@host"), tmp_path / "secret")
+    assert secret.reader.sets[0].urls == ["s3://user:key@host/a.tar?sig=1"]
+    assert "key" not in (tmp_path / "secret/counts.json").read_text()
 
 
 def test_captions_are_drawn_by_weights_among_those_that_a_sample_has(tmp_path: Path, picture: bytes) -> None:
