@@ -38,8 +38,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"convert: {out} exists; pass --overwrite to replace it, or give another place")
     if out.is_dir() and not any((out / name).is_file() for name in ("config.json", "open_clip_config.json")):
         raise ConfigError(f"convert: {out} is a folder that holds no model, and is not replaced")
+    overrides = _overrides(known.model)
     try:
-        remarks = _convert(known, places, parts=parts)
+        remarks = _convert(known, places, overrides, parts=parts)
     except ValueError as error:
         raise RunError(str(error)) from error
     for remark in remarks:
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _convert(known: argparse.Namespace, places: list[Path], *, parts: bool) -> list[str]:
+def _convert(
+    known: argparse.Namespace, places: list[Path], overrides: dict[str, Any], *, parts: bool
+) -> list[str]:
     # torch and the recipes are slow to import, and a bad command is told without them
     from models.published.parts import Parts, convert_parts
     from models.published.reading import Reading, convert
@@ -55,7 +58,6 @@ def _convert(known: argparse.Namespace, places: list[Path], *, parts: bool) -> l
 
     if known.target is not None:
         return write(places[0], places[1], known.target)
-    overrides = _overrides(known.model)
     if parts:
         return convert_parts(
             places[0],

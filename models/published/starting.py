@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.blocks.embedders import resize_positions
+from models.blocks.relative_positions import resize_table
 from models.exported import (
     ExportedConfig,
     load_strictly,
@@ -93,6 +94,9 @@ def adapt(
         value, target = weights[name], expected[name]
         if value.shape == target.shape:
             continue
+        if name.endswith(TEXT_POSITIONS) and getattr(now, "positions", "") == "relative":
+            weights[name] = target.detach().to("cpu", value.dtype)  # idle: the table has the positions
+            continue
         if name.endswith(TEXT_POSITIONS):
             raise ValueError(
                 f"{name} has {value.shape[0]} positions of text, the model {target.shape[0]}: they are not "
@@ -103,10 +107,19 @@ def adapt(
             grid = round((target.shape[1] - 1) ** 0.5)
             weights[name] = resize_positions(value, grid)
             remarks.append(f"{name} resized from {value.shape[1] - 1} to {grid * grid} patches")
+        elif name.endswith("positions.table") and value.shape[1] == target.shape[1]:
+            weights[name] = _table(value, before, now)
+            sizes = [f"{c.image_size} pixels and {c.text_window} tokens" for c in (before, now)]
+            remarks.append(f"{name} resized from {sizes[0]} to {sizes[1]}")
         elif len(value) == before.vocab_size and len(target) == now.vocab_size > before.vocab_size:
             weights[name] = torch.cat([value, target[len(value) :].to("cpu", value.dtype)])
             remarks.append(f"{name}: {len(target) - len(value)} new rows for added tokens")
     return remarks
+
+
+def _table(table_RC: Tensor, before: Any, now: Any) -> Tensor:
+    grids = (before.image_size // before.patch_size, now.image_size // now.patch_size)
+    return resize_table(table_RC, grid=grids, window=(before.text_window, now.text_window))
 
 
 def _take_state(system: System, state: dict[str, Tensor], *, before: Any, now: Any) -> list[str]:

@@ -141,6 +141,8 @@ def test_transformers_loads_a_clip_and_gives_our_logits(clip: Path, tmp_path: Pa
     assert (pixels[0] - loaded.preprocess(picture)).abs().max() < 0.05
 
 
+@pytest.mark.prove
+@pytest.mark.prove_ci
 def test_clip_from_openais_names_has_openais_activation(tmp_path: Path) -> None:
     """A state dict of half precision with OpenAI's extra facts, read and written back."""
     torch.manual_seed(0)
