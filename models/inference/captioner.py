@@ -57,9 +57,16 @@ class Captioner:
                 in any batch.
 
         Raises:
-            ValueError: sampling without a key for each picture.
+            ValueError: sampling without a key for each picture, or longer texts than the model has
+                positions for.
         """
         how = how or Beam()
+        positions = self.loaded.config.text_positions
+        if how.max_length > positions:
+            raise ValueError(
+                f"max_length {how.max_length} exceeds the model's {positions} positions; "
+                "ask for shorter texts"
+            )
         if isinstance(how, Nucleus) and len(keys) != len(image_BCHW):
             raise ValueError(
                 f"{len(keys)} keys for {len(image_BCHW)} pictures; sampling needs the name of each picture"

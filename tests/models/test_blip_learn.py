@@ -102,6 +102,8 @@ def test_samples_are_keyed_by_the_pictures_name(folder: Path) -> None:
     assert sum(right) > len(right) / 2
     with pytest.raises(ValueError, match="0 keys for 6 pictures"):
         captioner.caption(pictures, how=how)
+    with pytest.raises(ValueError, match="max_length 30 exceeds the model's 24 positions"):
+        captioner.caption(pictures, how=Nucleus(), keys=names)
 
 
 def test_the_filter_tells_right_from_wrong(folder: Path) -> None:
