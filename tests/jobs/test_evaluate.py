@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.reporting.runs import read_run
+from jobs.reporting.tables import results
 from tests.models.test_inference_clip import export
 from tests.models.toy_shards import write_shards
 
@@ -73,6 +75,20 @@ def test_results_stand_and_a_rerun_leaves_them(world: Path, capsys: pytest.Captu
     assert cli.main(command) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (world / "run" / "eval" / "retrieval.json").stat().st_mtime_ns == before
+
+
+def test_the_report_shows_every_result(world: Path) -> None:
+    assert cli.main(arguments(world, "--mlm_words", str(world / "words.yaml"))) == 0
+    shown = results([read_run(str(world / "run"))])
+    assert [part["name"] for part in shown] == [
+        "run: retrieval", "run: matched or not", "run: masked words",
+    ]  # fmt: skip
+    [recall], [match], [words] = (part["tables"] for part in shown)
+    assert [row[0] for row in recall.rows][-3:] == ["TR, wrong picture", "IR, wrong picture", "By chance"]
+    assert match.head == ("Wrong picture of a pair", "With the picture", "Picture withheld", "Wrong picture")
+    assert [row[0] for row in match.rows] == ["hard", "random"]
+    assert {row[2] for row in match.rows} == {"50.0\u00a0%"}
+    assert words.head[-1] == "Words masked"
 
 
 def test_options_are_parsed_without_torch(world: Path) -> None:
