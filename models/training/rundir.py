@@ -23,9 +23,10 @@ import contextlib
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -34,6 +35,8 @@ from pipeline import storage
 from pipeline.settings import differences, semantic_config
 
 FINISHED, RUNNING = "finished", "running"
+#: seconds that a run which was just killed may take to let go of its folder: its data workers hold it too
+PATIENCE = 3.0
 VALIDATED = ("validation", "model_best")
 
 
@@ -79,13 +82,22 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process is training into {folder}; wait for it, or choose another --output"
-            ) from error
+        patience = time.monotonic() + PATIENCE
+        while not _lock(stream):
+            if time.monotonic() > patience:
+                raise ValueError(
+                    f"another process is training into {folder}; wait for it, or choose another --output"
+                )
+            time.sleep(0.1)
         yield
+
+
+def _lock(stream: TextIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def finish_run(folder: Path) -> None:

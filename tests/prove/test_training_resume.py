@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.train import train
 from models.training import checkpoint
@@ -135,6 +136,8 @@ def test_kills_in_the_middle_of_saves_cost_nothing(
         assert checkpoint.damage(last) == ""
         assert checkpoint.step_of(last) > before, "the checkpoint before the killed save was lost"
         before = checkpoint.step_of(last)
+    # DeepSpeed itself would go on without the optimizer's state
+    next((last / "engine").glob("*optim_states.pt")).unlink()
     assert train(config) == 0
     assert_same_to_the_bit(run, undisturbed)
 
@@ -184,6 +187,25 @@ def test_two_processes_then_one_then_two_compute_the_same(
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-5), f"step {a['step']}"
     assert abs(theirs[0]["loss"] - theirs[-1]["loss"]) > 1e-2, "nothing was learnt"
+
+
+def test_trackers_go_on_where_a_killed_run_was(shards: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = {"recipe": "clip", "trackers": ["tensorboard", "wandb"], "checkpoint_every": 4}
+    process = start(configure(shards, run, **options), tmp_path)
+    wait_for_step(run, 6, process)
+    [worker] = psutil.Process(process.pid).children()
+    process.kill()
+    psutil.wait_procs([worker], timeout=10)
+    assert train(configure(shards, run, **options)) == 0
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    name = json.loads((run / "wandb.json").read_text())["id"]
+    folders = sorted(p.name for p in (run / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert all(folder.endswith(name) for folder in folders)
 
 
 @pytest.mark.prove_ci
