@@ -120,7 +120,7 @@ def infer_vlmo(shapes: Shapes) -> dict[str, Any]:
     width, _, patch, _ = shapes["image_embed.patch.weight"]
     layers = depth(shapes, "transformer.blocks")
     table = shapes.get("transformer.positions.table")
-    found = {
+    found: dict[str, Any] = {
         "patch_size": patch,
         "width": width,
         "depth": len(layers),

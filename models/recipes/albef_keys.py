@@ -9,7 +9,7 @@ student's.
 
 from __future__ import annotations
 
-from models.recipes.renames import KeyMap, OneElement, Transposed, within
+from models.recipes.renames import Change, KeyMap, OneElement, Transposed, within
 
 #: visual_encoder.blocks.N: timm's ViT, in BLIP as well
 VIT_BLOCK = {
@@ -78,7 +78,11 @@ def _with_teacher(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [*pairs, *copies, *queue]
 
 
-_CHANGES = {"image_queue": Transposed(), "text_queue": Transposed(), "queue_ptr": OneElement()}
+_CHANGES: dict[str, Change] = {
+    "image_queue": Transposed(),
+    "text_queue": Transposed(),
+    "queue_ptr": OneElement(),
+}
 #: constant buffers, and picture numbers that mean something in the data set of that run alone
 _IGNORED = (r"text_encoder(_m)?\.(bert\.)?embeddings\.position_ids", "idx_queue")
 

@@ -42,7 +42,7 @@ def state_dict(system: str, *, seed: int = 0) -> dict[str, Tensor]:
 def groups(system: str, saved: dict[str, Any]) -> list[list[str]]:
     """Names of one tensor."""
     if system != "albef":
-        return (saved["tied"] or {}).get("shared_groups", [])
+        return (saved.get("tied") or {}).get("shared_groups", [])
     found = []
     for m in ("", "_m"):
         words, body = f"text_encoder{m}.cls.predictions", f"text_encoder{m}.bert"
