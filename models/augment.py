@@ -50,7 +50,8 @@ def _identity(image_HWC: np.ndarray, level: float) -> np.ndarray:
 
 def _auto_contrast(image_HWC: np.ndarray, level: float) -> np.ndarray:
     """Each channel stretched to 0..255; a channel of one value stays."""
-    low_C, high_C = image_HWC.min((0, 1)).astype(float), image_HWC.max((0, 1)).astype(float)
+    bounds = [cv2.minMaxLoc(cv2.extractChannel(image_HWC, channel))[:2] for channel in range(3)]
+    low_C, high_C = np.array(bounds).T
     span_C = high_C - low_C
     scale_C = 255 / np.where(span_C > 0, span_C, 1)
     table = np.arange(256)[:, None] * scale_C - low_C * scale_C
@@ -62,7 +63,7 @@ def _equalize(image_HWC: np.ndarray, level: float) -> np.ndarray:
     """Each channel's histogram made flat, in Pillow's integer arithmetic."""
     table = np.empty((256, 3))
     for channel in range(3):
-        counts = np.bincount(image_HWC[..., channel].reshape(-1), minlength=256)
+        counts = cv2.calcHist([image_HWC], [channel], None, [256], [0, 256])[:, 0].astype(np.int64)
         present = counts[counts > 0]
         step = int(present[:-1].sum()) // 255
         if step == 0:

@@ -157,8 +157,10 @@ class ImageTransform:
 
     def normalise(self, pixels_CHW: Tensor) -> Tensor:
         """float32 of uint8 pixels [..., 3, H, W], on their device."""
-        mean, std = (torch.tensor(v, device=pixels_CHW.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return pixels_CHW.float().div_(255).sub_(mean).div_(std)
+        mean, std = (
+            torch.tensor(v, device=pixels_CHW.device).mul_(255).view(3, 1, 1) for v in (self.mean, self.std)
+        )
+        return pixels_CHW.float().sub_(mean).div_(std)
 
 
 def resize(image_HWC: np.ndarray, size: int) -> Tensor:
