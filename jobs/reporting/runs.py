@@ -25,6 +25,7 @@ ORDER = ("loss", "itc", "itm", "mlm", "lm", "accuracy", "lr", "grad_norm", "temp
 UNITS = {
     **dict.fromkeys(("loss", "itc", "itm", "mlm", "lm"), "nats"),
     "samples_per_s": "samples/s",
+    "memory_gb": "GB",
 }
 NAMES = {
     "loss": "total loss",
@@ -35,6 +36,9 @@ NAMES = {
     "lr": "learning rate",
     "samples_per_s": "throughput",
     "grad_norm": "gradient norm",
+    "data_wait": "share of the time that waits for data",
+    "memory_gb": "most memory of a process",
+    "val_loss": "total loss, held-out pairs",
 }
 
 
@@ -98,7 +102,7 @@ def read_run(folder: str) -> RunFacts:
         results=_results(storage.join(folder, "eval")),
         resolved=read_text(storage.join(folder, "config.yaml")),
         evaluated=read_text(storage.join(folder, "eval", "config.yaml")),
-        summary=_summary(record.get("semantic", {})),
+        summary=_summary(record.get("semantic", {}), record.get("zero_stage")),
     )
 
 
@@ -164,10 +168,8 @@ def _results(folder: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     return tuple(found)
 
 
-def _summary(semantic: dict[str, Any]) -> str:
+def _summary(semantic: dict[str, Any], stage: Any) -> str:
     """`albef tiny, 600 steps of 64 pairs, ZeRO 2`, as far as it is known."""
-    zero = semantic.get("zero")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
     steps, epochs, batch = (semantic.get(k) for k in ("steps", "epochs", "batch_size"))
     length = f"{steps:,} steps" if isinstance(steps, int) else f"{epochs} epochs" if epochs else ""
     words = [

@@ -66,7 +66,7 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     if record is not None and record["state"] == FINISHED and (folder / "model" / "config.json").is_file():
         return True
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, {**now, "state": RUNNING})
+    write_record(folder, {**now, "zero_stage": config.zero.stage, "state": RUNNING})
     storage.write_bytes(
         str(folder / "config.yaml"), (yaml.safe_dump(shareable(config), sort_keys=False)).encode()
     )

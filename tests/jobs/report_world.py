@@ -252,8 +252,8 @@ def _run(folder: Path) -> None:
         row = {"step": step, "loss": itc + itm + mlm, "itc": itc, "itm": itm, "mlm": mlm, "lr": lr}
         lines.append(json.dumps({**row, "samples_per_s": 212 + rng.gauss(0, 9), "seconds": step / 3}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1510, "lo')
-    semantic = {"recipe": "albef", "size": "tiny", "steps": 1500, "batch_size": 64, "zero": {"stage": 2}}
-    (folder / "run.json").write_text(json.dumps({"semantic": semantic, "state": "finished"}))
+    semantic = {"recipe": "albef", "size": "tiny", "steps": 1500, "batch_size": 64}
+    (folder / "run.json").write_text(json.dumps({"semantic": semantic, "zero_stage": 2, "state": "finished"}))
     (folder / "config.yaml").write_text("recipe: albef\nsize: tiny\nsteps: 1500\nzero:\n  stage: 2\n")
     retrieval = {
         "pool": {"pictures": 1000, "captions": 1000},
