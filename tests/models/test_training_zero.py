@@ -68,7 +68,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def assert_same(found: Found, case: str, reference: str, tolerance: float = 1e-5) -> None:
+def assert_same(found: Found, case: str, reference: str, tolerance: float = 2e-6) -> None:
     """Equal losses and gradient norms; weights that differ by little beside their size (AdamW turns a
     gradient that is noise around zero, as of a key's bias, into a whole step)."""
     curves, weights = found
@@ -86,14 +86,14 @@ def test_stage_3_offloaded_and_resumed_is_stage_0(found: Found) -> None:
 
 
 def test_contrast_over_the_step_is_that_of_one_large_batch(found: Found) -> None:
-    assert_same(found, "clip 2 step", "clip 2 whole", tolerance=1e-4)
+    assert_same(found, "clip 2 step", "clip 2 whole")
     assert found[0]["clip 2 step"][0][0] > found[0]["clip 0"][0][0] + 0.3, "twice the candidates"
 
 
 def assert_near(found: Found, rounded: str, full: str) -> None:
     """bfloat16 beside float32: near in loss, and float32 masters that hold more than bfloat16 can."""
     for ours, theirs in zip(found[0][rounded], found[0][full], strict=True):
-        assert ours[0] == pytest.approx(theirs[0], rel=2e-2)
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-2)
     weights = found[1][rounded]
     for name in ("vision.blocks.0.feed_forward.up.weight", "text_projection.weight"):
         if name in weights:
