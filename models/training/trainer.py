@@ -1,8 +1,9 @@
 """The training loop: shards, a recipe and a configuration in; checkpoints, logs and a model folder out.
 
-One optimizer step is written out in `Trainer.step`, in the order that `models.recipes.base.System` states.
-Whatever is random in a step depends on (seed, step, rank) alone, so a run that was interrupted and goes on
-computes the losses of a run that was not.
+One optimizer step is `models.training.step`, what is told of it `models.training.journal`, what is saved and
+how a run goes on `models.training.resume`. Whatever is random in a step is a function of the seed, the step
+and the sample's row (dropout: the process), so a run that was interrupted computes the losses of a run that
+was not.
 """
 
 from __future__ import annotations
