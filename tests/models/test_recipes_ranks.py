@@ -154,3 +154,15 @@ def test_queues_are_the_same_everywhere_and_hold_the_whole_batch(
         assert torch.equal(value, states[1][key]), key
     if ids := [value for key, value in states[0].items() if key.endswith(".id")]:
         assert sorted(ids[0][:ROWS].tolist()) == sorted(whole_batch().image_id_B.tolist())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_group_over_two_processes_has_the_contrast_of_one_batch(name: str, two_ranks: list[Found]) -> None:
+    """Four parts of two samples against one batch of eight. CLIP has no other loss: its gradients too."""
+    alone, group = step(name, "plain", 0, 1), two_ranks[0][f"{name}/a group of two"]
+    keys = alone.keys() if name == "clip" else {"loss itc"}
+    for key in keys:
+        scale = alone[key].abs().max().clamp(min=1e-6)
+        assert (group[key] - alone[key]).abs().max() <= 1e-9 * scale, key
+    apart = two_ranks[0][f"{name}/two micro batches"]["loss itc"]
+    assert (apart - alone["loss itc"]).abs() > 1e-3  # without the group, other negatives
