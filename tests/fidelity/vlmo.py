@@ -20,7 +20,7 @@ from tests.fidelity.case import Answers, Case, gradients, shake
 from tests.fidelity.vlmo_reference import Reference, Shape
 
 SMALL = vlmo.Config(
-    image_size=16, patch_size=4, width=32, depth=3, heads=4, joint_start=2, embed_dim=32, vocab_size=40,
+    image_size=12, patch_size=4, width=32, depth=3, heads=4, joint_start=2, embed_dim=32, vocab_size=40,
     cls_id=2, sep_id=3, mask_id=4, max_text_length=9, text_window=14, mlm_probability=0.7, drop_path=0.0,
 )  # fmt: skip
 PLUS = vlmo.Config(**{**vars(SMALL), "positions": "absolute", "layer_scale": 0.0})
