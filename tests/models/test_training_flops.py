@@ -49,9 +49,7 @@ def albef_by_hand(c: albef.Config, *, texts: int, masked: float, batch: int) -> 
     tower = blocks + 2 * text_half + keys_values + words + projections
     student = tower + 4 * fused_row + 3 * 2 * width * 2
     teacher = patch + tower + fused_row
-    forward = (
-        patch + student + 2 * contrast + drawing
-    )  # the contrast of the teacher as well
+    forward = patch + student + 2 * contrast + drawing  # the contrast of the teacher as well
     # two products for each one forward; pixels and keys need no gradient
     backward = patch + 2 * student + contrast
     return Flops(teacher=teacher, forward=forward, backward=backward)
