@@ -89,27 +89,36 @@ def written(model: nn.Module, keys: KeyMap) -> dict[str, Tensor]:
 
 
 def reference_of(model: nn.Module, config: blip.Config) -> Reference:
-    """transformers' models with the weights of ours, loaded strictly, in our precision."""
-    from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
-
-    kind = transformers_config(config)
-    encoder, decoder = BlipForImageTextRetrieval(kind), BlipForConditionalGeneration(kind)
-    dtype = next(model.parameters()).dtype
-    for theirs, keys in (
-        (encoder, blip_keys.TRANSFORMERS_RETRIEVAL),
-        (decoder, blip_keys.TRANSFORMERS_CAPTIONING),
-    ):
-        theirs.to(dtype).load_state_dict(written(model, keys), strict=True)
-    return Reference(encoder=encoder.eval(), decoder=decoder.eval())
+    """transformers' models with the weights of ours."""
+    return Reference(encoder=encoder_of(model, config), decoder=decoder_of(model, config))
 
 
-def shaken(model: nn.Module, *, seed: int) -> None:
+def encoder_of(model: nn.Module, config: blip.Config) -> Any:
+    from transformers import BlipForImageTextRetrieval
+
+    return _twin(BlipForImageTextRetrieval, model, config, blip_keys.TRANSFORMERS_RETRIEVAL)
+
+
+def decoder_of(model: nn.Module, config: blip.Config) -> Any:
+    from transformers import BlipForConditionalGeneration
+
+    return _twin(BlipForConditionalGeneration, model, config, blip_keys.TRANSFORMERS_CAPTIONING)
+
+
+def _twin(kind: Any, model: nn.Module, config: blip.Config, keys: KeyMap) -> Any:
+    """One of transformers' models with the weights of ours, loaded strictly, in our precision."""
+    theirs = kind(transformers_config(config)).to(next(model.parameters()).dtype)
+    theirs.load_state_dict(written(model, keys), strict=True)
+    return theirs.eval()
+
+
+def shaken(model: nn.Module, *, seed: int, by: float = 0.1) -> None:
     """Every weight moves, biases and norms too, so that each one matters."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name != "temperature":
-                weight.add_(0.1 * torch.randn(weight.shape, generator=g).to(weight.dtype))
+                weight.add_(by * torch.randn(weight.shape, generator=g).to(weight.dtype))
 
 
 def make_batch(config: blip.Config, dtype: torch.dtype, *, seed: int, size: int = 5) -> Batch:
@@ -147,25 +156,48 @@ def system_in(dtype: torch.dtype, **changes: Any) -> Any:
 def outputs(dtype: torch.dtype) -> Answers:
     system = system_in(dtype)
     model, batch = system.model.eval(), make_batch(CONFIG, dtype, seed=1)
-    theirs = reference_of(model, CONFIG)
+    image = model.encode_image(batch.pictures)
+    text = model.encode_text(batch.text_ids_BT, batch.text_mask_BT)
+    first = _encoder_outputs(model, CONFIG, batch, image, text)
+    return {"outputs": first | _decoder_outputs(model, CONFIG, batch, image, text)}
+
+
+def _encoder_outputs(model: Any, config: blip.Config, batch: Batch, image: Any, text: Any) -> dict[str, Any]:
+    encoder = encoder_of(model, config)
     ids, mask = batch.text_ids_BT, batch.text_mask_BT
-    image, text = model.encode_image(batch.pictures), model.encode_text(ids, mask)
-    encoder = theirs.encoder
-    contrast = encoder(ids, batch.pictures, use_itm_head=False, attention_mask=mask)
-    matched = encoder(with_first(ids, CONFIG.enc_id), batch.pictures, attention_mask=mask)
-    written_ids = with_first(ids, CONFIG.dec_id)
-    said = theirs.decoder(batch.pictures, written_ids, attention_mask=mask).logits
     real = mask.bool()
-    ours_said = model.lm_logits(written_ids, mask, image.tokens_BND)
+    contrast = encoder(ids, batch.pictures, use_itm_head=False, attention_mask=mask)
+    matched = encoder(with_first(ids, config.enc_id), batch.pictures, attention_mask=mask)
     return {
-        "outputs": {
-            "image tokens": (image.tokens_BND, contrast.last_hidden_state),
-            "text states": (model.text.encode(ids, mask)[real], contrast.question_embeds[real]),
-            "similarity": (image.feature_BE @ text.feature_BE.T, contrast.itm_score),
-            "matching logits": (model.match(image.tokens_BND, text.states_BTD, mask), matched.itm_score),
-            "next-token logits": (ours_said[real], said[real]),
-        }
+        "image tokens": (image.tokens_BND, contrast.last_hidden_state),
+        "text states": (model.text.encode(ids, mask)[real], contrast.question_embeds[real]),
+        "similarity": (image.feature_BE @ text.feature_BE.T, contrast.itm_score),
+        "matching logits": (model.match(image.tokens_BND, text.states_BTD, mask), matched.itm_score),
     }
+
+
+def _decoder_outputs(model: Any, config: blip.Config, batch: Batch, image: Any, text: Any) -> dict[str, Any]:
+    decoder = decoder_of(model, config)
+    ids, mask = with_first(batch.text_ids_BT, config.dec_id), batch.text_mask_BT
+    said = decoder(batch.pictures, ids, attention_mask=mask).logits
+    real = mask.bool()
+    return {"next-token logits": (model.lm_logits(ids, mask, image.tokens_BND)[real], said[real])}
+
+
+def published_size(dtype: torch.dtype) -> Answers:
+    """Outputs alone at ViT-B/16 and BERT-base; one half of the reference after the other, for its size."""
+    config = blip.SIZES["base"]
+    torch.manual_seed(0)
+    model = blip.BlipModel(config).to(dtype).eval()
+    shaken(model, seed=1, by=0.01)
+    batch = make_batch(config, dtype, seed=1, size=2)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    with torch.no_grad():
+        image = model.encode_image(batch.pictures)
+        text = model.encode_text(batch.text_ids_BT, batch.text_mask_BT)
+        for half in (_encoder_outputs, _decoder_outputs):
+            found |= half(model, config, batch, image, text)
+    return {"outputs": found}
 
 
 def pretraining(dtype: torch.dtype) -> Answers:
@@ -353,5 +385,12 @@ CASES = [
         oracle="transformers' BLIP",
         package="transformers",
         run=captioning,
+    ),
+    Case(
+        system="BLIP, towers, matching, decoder",
+        oracle="transformers' BLIP",
+        package="transformers",
+        size="base (ViT-B/16 at 224 px, BERT-base)",
+        run=published_size,
     ),
 ]

@@ -18,6 +18,7 @@ from models.objectives.lm import continuation, lm_loss
 from models.recipes import blip, blip_keys
 from models.recipes.renames import KeyMap
 from models.tokenizer import load_tokenizer, train_wordpiece
+from tests.fidelity.blip import shaken, written
 
 DATA = Path(__file__).parent / "data"
 SMALL = blip.Config(
@@ -204,6 +205,37 @@ def test_a_prompt_is_read_and_not_predicted() -> None:
     assert text.index_X.tolist() == [2, 3, 4, 9, 10, 11, 12]  # the position before each target
 
 
+def test_transformers_names_read_as_they_were_written() -> None:
+    model = build().model
+    shaken(model, seed=1)
+    ours = model.state_dict()
+    for keys in (
+        blip_keys.TRANSFORMERS,
+        blip_keys.TRANSFORMERS_CAPTIONING,
+        blip_keys.TRANSFORMERS_RETRIEVAL,
+        blip_keys.KEYS,
+    ):
+        names = written(model, keys)
+        for name, value in names.items():
+            place = keys.ours(name)
+            assert place is not None
+            assert torch.equal(ours[place], value)
+        fresh = {n for n in ours if any(re.fullmatch(p, n) for p in keys.fresh)}
+        assert {keys.ours(name) for name in names} == ours.keys() - fresh
+
+
+def test_dropout_is_the_students_and_only_in_training() -> None:
+    batch, context = make_batch(), StepContext(seed=1, step=3, epoch_steps=2)
+    plain, dropped = build(), build(dropout=0.3)
+    expected = plain.prepare([batch], context)[0]
+    extras = dropped.prepare([batch], context)[0]
+    assert torch.equal(extras["teacher_text_BE"], expected["teacher_text_BE"])
+    without = plain.model(batch, context, expected)
+    for name in ("itc", "itm", "lm"):
+        assert dropped.model.train()(batch, context, extras)[name] != without[name]
+        assert dropped.model.eval()(batch, context, extras)[name] == without[name]
+
+
 def test_label_smoothing_spreads_over_the_whole_vocabulary() -> None:
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([1, 0, 4])
@@ -219,14 +251,14 @@ def test_negatives_by_the_online_similarity_are_those_of_the_student() -> None:
     batch, context = make_batch(), StepContext(seed=1, step=3, epoch_steps=2)
     itm = {}
     for kind in ("teacher", "online"):
-        for shaken in (False, True):
+        for moved in (False, True):
             system = build(itm_similarity=kind, objectives=("itc", "itm"), temperature=0.01)
             with torch.no_grad():
-                if shaken:
+                if moved:
                     for weight in system.teacher.module.parameters():
                         weight.mul_(torch.linspace(-2, 2, weight.numel()).reshape(weight.shape))
             [extras] = system.prepare([batch], context)
-            itm[kind, shaken] = system.model(batch, context, extras)["itm"].item()
+            itm[kind, moved] = system.model(batch, context, extras)["itm"].item()
     assert itm["online", True] == itm["online", False] == pytest.approx(itm["teacher", False])
     assert itm["teacher", True] != itm["teacher", False]
 
