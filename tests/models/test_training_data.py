@@ -14,7 +14,9 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from models.batch import Batch
+from models.exported import ExportedConfig, read_exported_tokenizer, write_exported
 from models.images import ImageTransform, decode
+from models.tokenizer import clean_all, train_wordpiece
 from models.training import catalogue, index
 from models.training.captions import CaptionRule, NoCaptionError
 from models.training.catalogue import TrainingData, open_data
@@ -287,6 +289,21 @@ def test_captions_are_drawn_by_weights_among_those_that_a_sample_has(tmp_path: P
     halves = [load(data, first=0, steps=3, rank=r, world=2, workers=r) for r in range(2)]
     assert [letters(a.batch) + letters(b.batch) for a, b in zip(*halves, strict=True)] == whole
     assert sorted(data.captions(100)) == ["made"] * 12 + ["web"] * 12
+
+
+def test_texts_are_cleaned_in_training_and_wherever_the_model_is_used(tmp_path: Path) -> None:
+    config = ExportedConfig(
+        recipe="clip", size="tiny", model={}, image_mean=CLIP_MEAN, image_std=CLIP_STD, max_text_tokens=9,
+        training={}, clean_captions=4,
+    )  # fmt: skip
+    learned = train_wordpiece(["a red circle on the left"], vocab_size=60, folder=tmp_path / "words")
+    write_exported(tmp_path / "model", model=torch.nn.Linear(1, 1), config=config, tokenizer=learned)
+    cleaning = read_exported_tokenizer(tmp_path / "model")
+    messy, clean = ["A red, CIRCLE -- on the left!"], ["a red circle on"]
+    assert torch.equal(cleaning.encode(messy, 20)[0], learned.encode(clean, 20)[0])
+    assert not torch.equal(learned.encode(messy, 20)[0], learned.encode(clean, 20)[0])
+    assert list(clean_all(messy, 4)) == clean
+    assert list(clean_all(messy, 0)) == messy
 
 
 def test_a_mixture_of_pairs_and_texts(tmp_path: Path, shards: Path, picture: bytes) -> None:
