@@ -111,8 +111,8 @@ def loading_universal(engine: Any) -> Iterator[None]:
     """Lets a DeepSpeed engine read the universal form, and keeps the optimizer's own options.
 
     DeepSpeed's stage 3 copies the options of the first parameter group into every group, which would let
-    norms and biases decay; its stages 1 and 2 fail where a group is so small that this process holds none
-    of it.
+    norms and biases decay, and gives all groups one count of steps to advance, which then runs several times
+    too fast; its stages 1 and 2 fail where a group is so small that this process holds none of it.
     """
     groups = engine.optimizer.param_groups
     options = [{name: value for name, value in g.items() if name != "params"} for g in groups]
@@ -133,3 +133,6 @@ def loading_universal(engine: Any) -> Iterator[None]:
             engine.optimizer.param_names.pop(nothing, None)
     for group, kept in zip(engine.optimizer.param_groups, options, strict=True):
         group.update(kept)
+    for state in engine.optimizer.optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
