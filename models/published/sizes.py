@@ -61,7 +61,7 @@ def config_of(
     if against:
         raise ValueError(f"the weights have other dimensions: {'; '.join(against)}")
     guessed = {h: max(1, told[w] // HEAD_WIDTH) for h, w in known.heads.items() if w in told}
-    missing = [h for h in guessed if h not in named and h not in said]
+    missing = [h for h in guessed if h not in named and h not in said and h not in told]
     remarks = [
         f"{name} {guessed[name]} assumed (width/{HEAD_WIDTH}; shapes do not tell heads); "
         f"`--model '{{\"{name}\": N}}'` or --size says otherwise"

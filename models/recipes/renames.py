@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 import torch
@@ -150,9 +150,15 @@ def within(published: str, ours: str, inside: Mapping[str, str]) -> list[tuple[s
 
 def _translate(name: str, template: str, target: str) -> str | None:
     """`name` under `target` if it is `template` or lies below it."""
-    pattern = re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>(\..+)?)"
-    match = re.fullmatch(pattern, name)
+    if not name.startswith(template.partition("{n}")[0]):
+        return None  # most templates: a thousand names meet a hundred of them
+    match = _pattern(template).fullmatch(name)
     if match is None:
         return None
     number = match.groupdict().get("n") or ""
     return target.replace("{n}", number) + match["rest"]
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>(\..+)?)")

@@ -137,7 +137,8 @@ def test_blip_retrieval_and_captioning_files(
 @pytest.mark.parametrize(("system", "heads"), [("vlmo", 4), ("vlmo_plus", 1)])
 def test_vlmo_dimensions_come_from_shapes(system: str, heads: int, tmp_path: Path) -> None:
     found = make(system, tmp_path)
-    convert(found.file, tmp_path / "out", Reading(source="vlmo", tokenizer=str(found.tokenizer)))
+    remarks = convert(found.file, tmp_path / "out", Reading(source="vlmo", tokenizer=str(found.tokenizer)))
+    assert any("heads 1 assumed" in remark for remark in remarks) == (system == "vlmo_plus")
     loaded = load_exported(tmp_path / "out", device="cpu")
     config = loaded.config
     assert (config.width, config.depth, config.joint_start, config.image_size) == (64, 4, 2, 64)
