@@ -154,21 +154,20 @@ def test_samples_depend_on_seed_picture_and_candidate(writer: tuple[Any, Referen
 def test_the_nucleus_is_transformers_and_frequencies_are_its_probabilities(p: float, top_k: int) -> None:
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    logits_MCV = 2 * torch.randn(3, 2, 60, generator=torch.Generator().manual_seed(0))
-    kept = logits_MCV.flatten(0, 1).clone()
-    if top_k:
-        kept = TopKLogitsWarper(top_k)(None, kept)
-    if p < 1:
-        kept = TopPLogitsWarper(p)(None, kept)
-    expected_MCV = kept.softmax(-1).unflatten(0, (3, 2))
-    count_MCV = torch.zeros(3, 2, 60)
     draws = 4000
-    for i in range(draws):  # an even grid of numbers instead of random ones: frequencies are exact to 1/draws
-        uniform_MC = torch.full((3, 2), (i + 0.5) / draws, dtype=torch.float64)
-        token_MC = draw_nucleus(logits_MCV, uniform_MC, p=p, top_k=top_k)
-        count_MCV.scatter_add_(2, token_MC[:, :, None], torch.ones(3, 2, 1))
-    assert (count_MCV / draws - expected_MCV).abs().max() < 1.5 / draws
-    assert not (count_MCV > 0)[expected_MCV == 0].any()
+    logits_MV = 2 * torch.randn(6, 60, generator=torch.Generator().manual_seed(0))
+    kept_MV = logits_MV.clone()
+    if top_k:
+        kept_MV = TopKLogitsWarper(top_k)(None, kept_MV)
+    if p < 1:
+        kept_MV = TopPLogitsWarper(p)(None, kept_MV)
+    expected_MV = kept_MV.softmax(-1)
+    # an even grid of numbers instead of random ones: frequencies are exact to 1/draws
+    grid_MC = ((torch.arange(draws, dtype=torch.float64) + 0.5) / draws).expand(6, -1)
+    token_MC = draw_nucleus(logits_MV[:, None].expand(-1, draws, -1), grid_MC, p=p, top_k=top_k)
+    count_MV = torch.zeros(6, 60).scatter_add_(1, token_MC, torch.ones(6, draws))
+    assert (count_MV / draws - expected_MV).abs().max() < 1.5 / draws
+    assert not (count_MV > 0)[expected_MV == 0].any()
 
 
 def test_impossible_settings_are_refused(writer: tuple[Any, Reference, Tensor]) -> None:
