@@ -23,7 +23,9 @@ def main(side: str, path: str) -> None:
     """Prints how many samples came, in which shape, and how many different texts among them."""
     work = Work(**json.loads(Path(path).read_text(encoding="utf-8")))
     torch.set_num_threads(1)
-    samples, texts, shapes = 0, set(), set()
+    samples = 0
+    texts: set[tuple[int, ...]] = set()
+    shapes: set[tuple[Any, ...]] = set()
     total = torch.zeros((), dtype=torch.float64)
     for pixels, ids in SIDES[side](work):
         samples += len(pixels)
