@@ -363,7 +363,9 @@ class VlmoModel(nn.Module):
         loss = itc + itm + self.config.mlm_weight * mlm
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
-    def features(self, batch: Batch, context: StepContext, image_BND: Tensor) -> tuple[Tensor, ...]:
+    def features(
+        self, batch: Batch, context: StepContext, image_BND: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Unit features [B, E] of pictures and texts: by the experts' own branch, by the joint branch."""
         own_image_BD, joint_image_BD = self.transformer.branches(
             image_BND, route="image", kept_BK2=self._kept(context, "image", batch)

@@ -155,9 +155,11 @@ class AnyVocabulary:
 def test_the_models_own_limits() -> None:
     with pytest.raises(ValueError, match="max_text_tokens 99 exceeds the 32 positions"):
         resolve_model_config(config(max_text_tokens=99), AnyVocabulary())  # type: ignore[arg-type]
-    random = SimpleNamespace(max_text_length=9, drop_path=0.1)
-    with pytest.raises(ValueError, match=r"computes features twice.*drop_path 0\.1; set it to 0"):
-        check_model(config(contrast="step", recipe="vlmo"), random)
+    random = SimpleNamespace(max_text_length=9, dropout=0.1)
+    with pytest.raises(ValueError, match=r"computes features twice.*dropout 0\.1; set it to 0"):
+        check_model(config(contrast="step", recipe="clip"), random)
+    by_sample = SimpleNamespace(max_text_length=9, drop_path=0.1)
+    check_model(config(contrast="step", recipe="vlmo"), by_sample)  # drawn by sample, the same twice
     check_model(config(contrast="step", recipe="albef"), random)  # its keys are the teacher's
     recomputed = resolve_model_config(config(recompute=True), AnyVocabulary())  # type: ignore[arg-type]
     assert recomputed.gradient_checkpointing

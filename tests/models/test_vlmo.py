@@ -302,6 +302,28 @@ def test_branches_are_dropped_by_sample_more_often_in_later_layers_and_never_in_
     assert losses(system, batch)["loss"] == losses(plain, batch)["loss"]
 
 
+def test_a_group_of_micro_batches_has_the_contrast_of_the_whole_batch_with_the_same_branches_dropped() -> (
+    None
+):
+    system, batch = build(drop_path=0.5), make_batch()
+    whole = losses(system, batch)["itc"]
+    parts = []
+    for rows in (slice(0, 3), slice(3, 6)):
+        parts.append(
+            Batch(
+                image_BCHW=batch.pictures[rows], text_ids_BT=batch.text_ids_BT[rows],
+                text_mask_BT=batch.text_mask_BT[rows], image_id_B=batch.image_id_B[rows],
+                row_B=batch.row_B[rows],
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        group = system.prepare(parts, CONTEXT)
+    for part, extras in zip(parts, group, strict=True):
+        torch.testing.assert_close(system.model(part, CONTEXT, extras)["itc"], whole)
+    alone = losses(system, parts[0])["itc"]
+    assert not torch.isclose(alone, whole)
+
+
 def test_biases_by_position_never_decay_and_all_other_matrices_do() -> None:
     groups = parameter_groups(build(stage="text").model, weight_decay=0.1)
     names = {p: n for n, p in build(stage="text").model.named_parameters()}
