@@ -42,7 +42,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(block.width, eps=block.eps)
 
     def forward(self, image_BCHW: Tensor, *, kept_BK: Tensor | None = None) -> Tensor:
-        """`kept_BK` (from `kept_patches`) leaves of each picture these patches; positions are already added."""
+        """`kept_BK` (from `kept_patches`) leaves of each picture these patches; positions are added before."""
         x_BND = self.embed(image_BCHW)
         if kept_BK is not None:
             x_BND = keep_patches(x_BND, kept_BK)
@@ -54,8 +54,8 @@ class VisionTransformer(nn.Module):
 def kept_patches(uniform_BN: Tensor, share: float) -> Tensor:
     """Which patches of each picture stay, int64 [B, K] in raster order: those of the largest numbers.
 
-    FLIP (arXiv 2212.00794) masks at random, anew for each picture and step. `uniform_BN` has a number for every
-    patch; K is `share` of them, rounded down, at least 1.
+    FLIP (arXiv 2212.00794) masks at random, anew for each picture and step. `uniform_BN` has a number for
+    every patch; K is `share` of them, rounded down, at least 1.
     """
     count = max(1, int(uniform_BN.shape[1] * share))
     return uniform_BN.topk(count, dim=1).indices.sort(dim=1).values

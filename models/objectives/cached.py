@@ -5,7 +5,7 @@ caching does, at the price of a second forward pass and none of memory:
 
 1. the features of all micro batches, without gradient;
 2. the loss over all of them, and its gradient with respect to the features and to what all share (the scale);
-3. each micro batch again, with gradient, and as its loss the inner product of its features with that gradient.
+3. each micro batch again, with gradient, its loss the inner product of its features with that gradient.
 
 The derivative of step 3 is that of the whole loss by the chain rule. It needs the same features in 1 and 3:
 no dropout from a generator's state (draws from `StepContext.uniform` are the same twice).
@@ -62,8 +62,8 @@ def cache(
 def surrogate(cached: Cached, features: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
     """Step 3: has the value of the whole loss, and this micro batch's part of its gradient.
 
-    The caller averages over the micro batches of the group (as accumulation does), therefore the features' part
-    counts `parts` times; the shared part is in each of them.
+    The caller averages over the micro batches of the group (as accumulation does), therefore the features'
+    part counts `parts` times; the shared part is in each of them.
     """
     inner = [
         (x * g.to(x.dtype)).sum() * cached.parts for x, g in zip(features, cached.gradients, strict=True)

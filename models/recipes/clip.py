@@ -2,11 +2,11 @@
 
 Blocks      pre-norm ViT with an entry norm and a bias-free patch projection; causal text transformer read
             out at its last token; one bias-free projection each.
-Objective   in-batch ITC over all ranks, learnt logit scale (initially 1/0.07, at most 100). The micro batches of
-            a group are contrasted with each other by feature caching (`models.objectives.cached`).
-FLIP        `patch_dropout` drops this share of each picture's patches in training (the paper: 0.5 or 0.75), after
-            positions are added and before the entry norm. A short run with 0 from the weights (`--init_from`) is
-            the paper's unmasked tuning.
+Objective   in-batch ITC over all ranks, learnt logit scale (initially 1/0.07, at most 100). The micro batches
+            of a group are contrasted with each other by feature caching (`models.objectives.cached`).
+FLIP        `patch_dropout` drops this share of each picture's patches in training (the paper: 0.5 or 0.75),
+            after positions are added and before the entry norm. A short run with 0 from the weights
+            (`--init_from`) is the paper's unmasked tuning.
 Sizes       `base` is ViT-B/16, `base32` ViT-B/32, `large` ViT-L/14 with the paper's text towers; `small` is
             open_clip's ViT-S/16; `tiny` learns small pictures on two CPU cores.
 State       none beside the weights.
@@ -16,8 +16,8 @@ Deviations from the paper
 - GELU is the exact one by default; `activation="quick_gelu"` is that of OpenAI's weights.
 - The read-out is the last token of the mask, not the largest id (equal for OpenAI's vocabulary).
 - The logit scale is bounded in the forward pass instead of being clamped in place after the step.
-- The paper's initial weights are those of the text tower; it leaves torch's in the image tower, where here the
-  same rule holds. Biases start at 0.
+- The paper's initial weights are those of the text tower; it leaves torch's in the image tower, where here
+  the same rule holds. Biases start at 0.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(
-                f"patch_dropout {self.patch_dropout} must lie in [0, 1); FLIP uses 0.5 and 0.75, and 0 keeps all"
+                f"patch_dropout {self.patch_dropout} must lie in [0, 1); FLIP uses 0.5 and 0.75, 0 keeps all"
             )
 
 
