@@ -42,7 +42,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(block.width, eps=block.eps)
 
     def forward(self, image_BCHW: Tensor, *, kept_BK: Tensor | None = None) -> Tensor:
-        """`kept_BK` (from `kept_patches`) leaves of each picture these patches; positions are added before."""
+        """`kept_BK` (from `kept_patches`): patches that stay; positions are added before."""
         x_BND = self.embed(image_BCHW)
         if kept_BK is not None:
             x_BND = keep_patches(x_BND, kept_BK)
