@@ -103,8 +103,8 @@ class Checkpoints:
     def _needs_universal(self, path: Path, meta: dict[str, Any]) -> bool:
         """Whether the parts in a checkpoint fit other processes than these.
 
-            Raises:
-        ValueError: between these ZeRO stages there is no way.
+        Raises:
+            ValueError: between these ZeRO stages there is no way.
         """
         before, now = meta["zero_stage"], self.config.zero.stage
         if {before, now} not in ({before}, {1, 2}):
