@@ -63,8 +63,13 @@ RUNS: dict[str, tuple[Run, ...]] = {
             judged=False,
         ),
         Run(
-            name="vlmo", recipe="vlmo", steps=400, model={**VLMO, "stage": "vision_language"},
+            name="vlmo-first", recipe="vlmo", steps=400, model={**VLMO, "stage": "vision_language"},
             after="vlmo-text",
+        ),
+        # the matching head starts late: it goes on where the first half ended
+        Run(
+            name="vlmo", recipe="vlmo", steps=300, model={**VLMO, "stage": "vision_language"},
+            after="vlmo-first",
         ),
     ),
 }  # fmt: skip

@@ -96,7 +96,8 @@ def test_the_plan_is_sound(tmp_path: Path) -> None:
     assert {n for n, m in asked if m.startswith("caption")} == {"blip"}
     assert all(m.least > 0 for m in MARGINS)
     # the stages that are compared end with equal steps of the last one
-    last = [run for run in (*RUNS["vlmo"], *STAGES) if run.model["stage"] == "vision_language"]
+    compared = [run for run in (*RUNS["vlmo"], *STAGES) if run.name != "vlmo"]
+    last = [run for run in compared if run.model["stage"] == "vision_language"]
     assert len(last) == 3
     assert len({(run.steps, run.lr, str(run.model)) for run in last}) == 1
     assert {m.run for m in make_plan(["clip"], stages=False, quick=True).margins} == {"clip"}
