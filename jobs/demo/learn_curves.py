@@ -5,18 +5,17 @@ The picture stands alone (its style sheet is inside it) and follows the reader's
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from jobs.reporting.charts import curve, tag
-from jobs.reporting.runs import read_run
+from jobs.reporting.runs import curves
 
 CELL_WIDTH, CELL_HEIGHT, TITLE = 300, 170, 24
 COLUMNS = 3
-#: what is not about learning
-LEFT_OUT = ("lr", "grad_norm", "samples_per_s", "temperature", "val_temperature", "val_tr_r5", "val_ir_r5")
 TITLES = {"val_tr_r1": "held out: R@1 picture to text", "val_ir_r1": "held out: R@1 text to picture"}
 
 STYLE = """
@@ -30,7 +29,11 @@ text{font:12px system-ui,sans-serif;fill:#5f5e58}.title{font-weight:600;fill:#1d
 
 def draw_run(name: str, run: Path) -> str:
     """All curves of a run as one SVG file."""
-    found = [c for c in read_run(str(run)).curves if c.name not in LEFT_OUT]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validated = {key for row in rows for key in row if key.startswith("val_")}
+    names = {key for key in validated if key in TITLES or ("_r" not in key and "temperature" not in key)}
+    names |= {key[4:] for key in names}
+    found = curves([{k: v for k, v in row.items() if k in names or k == "step"} for row in rows])
     logged = {c.name: c for c in found}
     shown = []
     for one in found:
@@ -38,8 +41,8 @@ def draw_run(name: str, run: Path) -> str:
             shown.append(replace(one, title=f"held out: {logged[one.name[4:]].title}"))
         else:
             shown.append(replace(one, title=TITLES.get(one.name, one.title)))
-    rows = -(-len(shown) // COLUMNS)
-    width, height = COLUMNS * CELL_WIDTH, rows * (CELL_HEIGHT + TITLE)
+    lines = -(-len(shown) // COLUMNS)
+    width, height = COLUMNS * CELL_WIDTH, lines * (CELL_HEIGHT + TITLE)
     body = tag("style", Markup(STYLE)) + tag("rect", class_="paper", width=width, height=height)
     for position, one in enumerate(shown):
         x, y = position % COLUMNS * CELL_WIDTH, position // COLUMNS * (CELL_HEIGHT + TITLE)

@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said(exported: Path, open_clip_weights: tuple[str, Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": "vilt9"}, "unknown recipe 'vilt9'; there are albef, clip"),
+        ({"recipe": "vilt9"}, "unknown recipe 'vilt9'; there are albef, blip, clip, vlmo"),
         ({"format": 7}, "format 7, this version reads 1"),
         ({"model": {"image_size": 64, "wings": 2}}, "has no wings"),
     ],
