@@ -141,11 +141,10 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
     root = ElementTree.fromstring(draw_run("x", tmp_path))
     assert [e.text for e in root.iter() if e.get("class") == "title"] == [
-        "total loss", "ITC loss (contrastive)", "held out: ITC loss (contrastive)",
-        "held out: R@1 picture to text",
+        "ITC loss (contrastive)", "held out: ITC loss (contrastive)", "held out: R@1 picture to text",
     ]  # fmt: skip
     lines = [e for e in root.iter() if e.tag.endswith("polyline")]
-    assert len(lines) == 6  # long curves have a faint line and a smooth one
+    assert len(lines) == 4  # long curves have a faint line and a smooth one
     assert len(lines[-1].get("points", "").split()) == 5
 
 
