@@ -140,8 +140,8 @@ MARGINS: tuple[Margin, ...] = (
     *_itm("blip", random=0.35, hard=0.08),
     Margin(run="blip", metric="caption CIDEr-D", result="captions", path="cider_d.{condition}", least=1.0),
     *_retrieval("vlmo", r1=0.10, r10=0.50),
-    *_itm("vlmo", random=0.20, hard=0.03),
-    _words("vlmo", 0.15),
+    *_itm("vlmo", random=0.30, hard=0.05),
+    _words("vlmo", 0.20),
 )
 
 
