@@ -9,48 +9,19 @@ student's.
 
 from __future__ import annotations
 
+from models.recipes.backbone_keys import BERT_LAYER, VISION, bert_attention
 from models.recipes.renames import Change, KeyMap, OneElement, Transposed, within
-
-#: visual_encoder.blocks.N: timm's ViT, in BLIP as well
-VIT_BLOCK = {
-    "norm1": "attention_norm",
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.out",
-    "norm2": "feed_forward_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-#: bert.encoder.layer.N
-BERT_LAYER = {
-    "attention.self.query": "attention.query",
-    "attention.self.key": "attention.key",
-    "attention.self.value": "attention.value",
-    "attention.output.dense": "attention.out",
-    "attention.output.LayerNorm": "attention_norm",
-    "crossattention.self.query": "cross_attention.query",
-    "crossattention.self.key": "cross_attention.key",
-    "crossattention.self.value": "cross_attention.value",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_forward_norm",
-}
 
 
 def _pairs(bert: str) -> list[tuple[str, str]]:
     """The student's pairs; `bert` is the prefix of the text encoder's body."""
     return [
-        ("visual_encoder.cls_token", "vision.embed.cls"),
-        ("visual_encoder.pos_embed", "vision.embed.positions"),
-        ("visual_encoder.patch_embed.proj", "vision.embed.patch"),
-        *within("visual_encoder.blocks.{n}", "vision.blocks.{n}", VIT_BLOCK),
-        ("visual_encoder.norm", "vision.norm"),
+        *VISION,
         (f"{bert}.embeddings.word_embeddings", "text.embed.word"),
         (f"{bert}.embeddings.position_embeddings", "text.embed.position"),
         (f"{bert}.embeddings.token_type_embeddings", "text.embed.token_type"),
         (f"{bert}.embeddings.LayerNorm", "text.embed.norm"),
-        *within(f"{bert}.encoder.layer.{{n}}", "text.layers.{n}", BERT_LAYER),
+        *within(f"{bert}.encoder.layer.{{n}}", "text.layers.{n}", bert_attention("attention") | BERT_LAYER),
         ("vision_proj", "image_projection"),
         ("text_proj", "text_projection"),
         ("itm_head", "itm_head"),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.recipes.backbone_keys import BERT_LAYER, VISION, bert_attention
 from models.recipes.renames import Change, KeyMap, OneElement, Transposed, within
 
 Pairs = Sequence[tuple[str, str]]
@@ -33,22 +34,6 @@ class OneRow:
         return value.reshape(1, -1)
 
 
-#: visual_encoder.blocks.N: timm's ViT
-VIT_BLOCK = {
-    "norm1": "attention_norm",
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.out",
-    "norm2": "feed_forward_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-_VISION = [
-    ("visual_encoder.cls_token", "vision.embed.cls"),
-    ("visual_encoder.pos_embed", "vision.embed.positions"),
-    ("visual_encoder.patch_embed.proj", "vision.embed.patch"),
-    *within("visual_encoder.blocks.{n}", "vision.blocks.{n}", VIT_BLOCK),
-    ("visual_encoder.norm", "vision.norm"),
-]
 _TRANSFORMERS_VISION = [
     ("vision_model.embeddings.class_embedding", "vision.embed.cls"),
     ("vision_model.embeddings.position_embedding", "vision.embed.positions"),
@@ -68,31 +53,15 @@ _TRANSFORMERS_VISION = [
     ("vision_model.post_layernorm", "vision.norm"),
 ]
 
-#: of a layer, what encoder and decoder share
-SHARED = {
-    "crossattention.self.query": "cross_attention.query",
-    "crossattention.self.key": "cross_attention.key",
-    "crossattention.self.value": "cross_attention.value",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_forward_norm",
-}
-
 
 def _text(bert: str, attention: str) -> list[tuple[str, str]]:
     """The pairs of encoder or decoder; `attention` is the name here of its own self-attention."""
-    own = {
-        **{f"attention.self.{name}": f"{attention}.{name}" for name in ("query", "key", "value")},
-        "attention.output.dense": f"{attention}.out",
-        "attention.output.LayerNorm": f"{attention}_norm",
-    }
+    layer = bert_attention(attention) | BERT_LAYER
     return [
         (f"{bert}.embeddings.word_embeddings", "text.embed.word"),
         (f"{bert}.embeddings.position_embeddings", "text.embed.position"),
         (f"{bert}.embeddings.LayerNorm", "text.embed.norm"),
-        *within(f"{bert}.encoder.layer.{{n}}", "text.layers.{n}", own | SHARED),
+        *within(f"{bert}.encoder.layer.{{n}}", "text.layers.{n}", layer),
     ]
 
 
@@ -119,8 +88,8 @@ def _teacher(pairs: Pairs) -> list[tuple[str, str]]:
     return copies
 
 
-_STUDENT = [*_VISION, *_ENCODER, *_PROJECTIONS, *_MATCHING, *_TEMPERATURE]
-_COPIES = _teacher([*_VISION, *_ENCODER, *_PROJECTIONS])
+_STUDENT = [*VISION, *_ENCODER, *_PROJECTIONS, *_MATCHING, *_TEMPERATURE]
+_COPIES = _teacher([*VISION, *_ENCODER, *_PROJECTIONS])
 _QUEUE = [("image_queue", "queue.image"), ("text_queue", "queue.text")]
 _CHANGES: dict[str, Change] = {
     "image_queue": Transposed(),
@@ -149,7 +118,7 @@ RETRIEVAL = KeyMap(
     ignored=_IGNORED,
     fresh=_NO_DECODER,
 )
-CAPTIONING = KeyMap(pairs=[*_VISION, *_DECODER], ignored=_IGNORED, fresh=_NO_ENCODER)
+CAPTIONING = KeyMap(pairs=[*VISION, *_DECODER], ignored=_IGNORED, fresh=_NO_ENCODER)
 TRANSFORMERS_CAPTIONING = KeyMap(
     pairs=[*_TRANSFORMERS_VISION, *_DECODER], ignored=_IGNORED, fresh=_NO_ENCODER
 )
