@@ -1,0 +1,7 @@
+"""Models of the tests are small: a second thread costs them more than it brings, many times so on a busy machine."""
+
+from __future__ import annotations
+
+import torch
+
+torch.set_num_threads(1)
