@@ -1,4 +1,4 @@
-"""Models of the tests are small: a second thread costs more than it brings, many times so on a busy machine."""
+"""Models of the tests are small: a second thread costs more than it brings, far more on a busy machine."""
 
 from __future__ import annotations
 
