@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Protocol
 
@@ -100,7 +100,7 @@ class KeyMap:
     """
 
     pairs: Pairs
-    changes: Mapping[str, Change] = None  # type: ignore[assignment]
+    changes: Mapping[str, Change] = field(default_factory=dict)
     ignored: Sequence[str] = ()
     fresh: Sequence[str] = ()
 
@@ -124,7 +124,7 @@ class KeyMap:
     def change(self, published: str) -> Change | None:
         """How the tensor of a published name changes."""
         found = self._find(published, self._by_published)
-        return (self.changes or {}).get(found[0]) if found else None
+        return self.changes.get(found[0]) if found else None
 
     @cached_property
     def _by_published(self) -> list[tuple[str, str]]:
