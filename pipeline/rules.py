@@ -69,11 +69,17 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The rules of one dataset, asked in this order: the first that fails gives the reason."""
+    """The rules of one dataset, asked in this order: the first that fails gives the reason.
+
+    captions: the caption policy that pack takes where none is asked for (`pipeline.stages.pack.captions`).
+    max_per_text: pairs with one caption that pack keeps at most.
+    """
 
     name: str
     about: str
     table: tuple[Rule, ...]
+    captions: str | None = None
+    max_per_text: int | None = None
 
     def rules_for(self, stage: str) -> list[Rule]:
         """The rules that a stage can apply: those whose columns are there by then.

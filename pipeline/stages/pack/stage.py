@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 from pipeline import columns, inputs, tombstones, uids
 from pipeline.errors import ConfigError, InputError
 from pipeline.selection import Selection
-from pipeline.settings import location
+from pipeline.settings import location, since
 from pipeline.stage import Counts, Input, Output, Stage, Unit
+from pipeline.stages.pack.captions import CaptionOptions, CaptionPolicy
 from pipeline.stages.pack.finish import shard_facts, write_indexes
 from pipeline.stages.pack.groups import plan_groups, shuffled
 from pipeline.stages.pack.samples import make_sample, open_pool, rows_of
@@ -49,6 +50,7 @@ class PackConfig:
             of the image folder and of the output always count.
         group: image shards in one training shard.
         seed: of the order of shards and samples.
+        captions: which texts of a sample are packed.
     """
 
     input: str = location("")
@@ -59,6 +61,7 @@ class PackConfig:
     tombstones: list[str] | str = location(factory=list)
     group: int = 4
     seed: int = 0
+    captions: CaptionOptions = since(CaptionOptions())
 
 
 class Pack(Stage):
@@ -75,6 +78,7 @@ class Pack(Stage):
         self.config = config
         self._books = tombstones.with_book(config, config.input).tombstones
         self.selection = Selection(where=config.where, preset=config.preset)
+        self.captions = CaptionPolicy(config.captions, seed=config.seed)
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         images = {s.number: s for s in inputs.shards(self.config.input, ".tar")}
@@ -84,6 +88,7 @@ class Pack(Stage):
         first = next(iter(images.values()))
         schema = columns.joined_schema(first.sibling(".parquet"), [i.url for i in parts[first.number][1:]])
         self.selection.check(schema)
+        self.captions.check(schema)
         shared = self._shared_inputs()
         sources = plan_groups(planned, sorted(images), group=self.config.group, seed=self.config.seed)
         return [
@@ -126,11 +131,14 @@ class Pack(Stage):
         # read for every unit: a worker may live for days, and what is taken down meanwhile must not go in
         taken = self._tombstones().mask(table)
         reasons = pc.if_else(taken, tombstones.TAKEN_DOWN, self.selection.reasons(table))
+        chosen = self.captions.choose(table)
+        reasons = pc.coalesce(reasons, chosen.reasons)
         dropped = Counter(r for r in reasons.to_pylist() if r is not None)
         # what was taken down is told by its reason alone: the images' parquet calls it a failed download
         others = pc.fill_null(pc.not_equal(reasons, tombstones.TAKEN_DOWN), True)
         statuses = Counter(table["status"].filter(others).to_pylist())
         kept = _in_order(table.filter(pc.is_null(reasons)), self.config.seed)
+        texts = dict(zip(table["key"].to_pylist(), chosen.texts, strict=True))
         target = scratch / "shard.tar"
         with open_pool([images for images, _ in shards]) as pool, ShardWriter(target) as writer:
             written = []
@@ -140,7 +148,7 @@ class Pack(Stage):
                 if pictures is None:
                     dropped[NO_PICTURE] += 1
                 else:
-                    writer.write(make_sample(row, pictures))
+                    writer.write(make_sample(row, pictures, texts[row["key"]]))
         kept = kept.filter(pa.array(written, pa.bool_()))
         counts = Counts(len(table), len(kept), dropped)
         facts = shard_facts(target, len(kept))

@@ -9,13 +9,17 @@ places, and a worker computes with a fixed number of threads.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.stage import Input
-from pipeline.stages.score.config import ScoreConfig
 from pipeline.stages.score.kind import Judge, Kind
 from pipeline.stages.score.weights import model_fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.stages.score.config import ScoreConfig
 
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")

@@ -6,9 +6,7 @@ pixels, E dimensions of the joint space.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from models.images import CorruptImageError, decode
 from models.inference.clip import ClipScorer, load_clip
 from pipeline.errors import ConfigError
+from pipeline.stages.score.ahead import prepared
 from pipeline.stages.score.config import ScoreConfig
 from pipeline.stages.score.kind import NO_CAPTION, NO_PICTURE, UNDECODABLE, Judgement, Row
 
@@ -48,28 +47,17 @@ class ClipJudge:
         """As `Judge.judge`. Batches are cut after every `batch_size` pictures that can be scored."""
         batch: list[tuple[Row, Tensor]] = []
         waiting: list[tuple[str, str | None]] = []  # (key, reason) in order; no reason: a place in the batch
-        with ThreadPoolExecutor(self.config.decode_threads) as pool:
-            for row, prepared in self._prepared(rows, pool):
-                if isinstance(prepared, str):
-                    waiting.append((row.key, prepared))
-                    continue
-                batch.append((row, prepared))
-                waiting.append((row.key, None))
-                if len(batch) == self.config.batch_size:
-                    yield from self._filled(waiting, batch)
-                    batch, waiting = [], []
+        ahead = AHEAD * self.config.batch_size
+        for row, found in prepared(rows, self._prepare, threads=self.config.decode_threads, ahead=ahead):
+            if isinstance(found, str):
+                waiting.append((row.key, found))
+                continue
+            batch.append((row, found))
+            waiting.append((row.key, None))
+            if len(batch) == self.config.batch_size:
+                yield from self._filled(waiting, batch)
+                batch, waiting = [], []
         yield from self._filled(waiting, batch)
-
-    def _prepared(self, rows: Iterable[Row], pool: ThreadPoolExecutor) -> Iterator[tuple[Row, Tensor | str]]:
-        """Each row with its picture as float32 [C, H, W], or with the reason why it has none."""
-        under_way: deque[tuple[Row, Future[Tensor | str]]] = deque()
-        for row in rows:
-            under_way.append((row, pool.submit(self._prepare, row)))
-            if len(under_way) > AHEAD * self.config.batch_size:
-                done, future = under_way.popleft()
-                yield done, future.result()
-        for row, future in under_way:
-            yield row, future.result()
 
     def _prepare(self, row: Row) -> Tensor | str:
         if row.picture is None:

@@ -1,26 +1,35 @@
-"""What a kind of judgement is. A new one is a file with a `Kind` here, and a line in `stage.KINDS`."""
+"""What a kind of judgement is. A new one is a file here with a `Kind` and, where it has options of its own, a
+frozen dataclass of them; a line in `stage.KINDS`, and one in `config.ScoreConfig` for the options."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipeline.stage import Input
-from pipeline.stages.score.config import ScoreConfig
+
+if TYPE_CHECKING:  # config imports the kinds, whose options it holds
+    from pipeline.stages.score.config import ScoreConfig
 
 #: why a row has no judgement
 NO_PICTURE, UNDECODABLE, NO_CAPTION = "missing_in_shard", "undecodable", "no_caption"
 
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
 class Row(NamedTuple):
-    """What a kind may look at: `picture` is None for kinds that need none, and where the tar has none."""
+    """What a kind may look at: `picture` is None for kinds that need none, and where the tar has none;
+    `values` holds the columns that `Kind.needs` names."""
 
     key: str
     picture: bytes | None
     caption: str
+    values: Mapping[str, Any] = _NONE
 
 
 class Judgement(NamedTuple):
@@ -56,6 +65,10 @@ class Kind(ABC):
 
     def check(self, config: ScoreConfig) -> None:  # noqa: B027 - most values are right by their type
         """Raises ConfigError for values that no worker could start with."""
+
+    def needs(self, config: ScoreConfig) -> tuple[str, ...]:
+        """Columns of the input, or of `config.columns`, that each row must bring beside its caption."""
+        return ()
 
     @abstractmethod
     def schema(self, name: str) -> pa.Schema:

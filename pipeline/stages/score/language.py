@@ -11,12 +11,14 @@ there is one (`en`, `de`; Hebrew is `iw`), with a script where that is unusual (
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.stages.score.config import ScoreConfig
 from pipeline.stages.score.kind import Judge, Judgement, Kind, Row
+
+if TYPE_CHECKING:
+    from pipeline.stages.score.config import ScoreConfig
 
 NO_TEXT, UNRELIABLE = "no_text", "unreliable"
 #: of the text's letters; with 0, CLD3 judges texts that have none

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import candidates, columns, inputs
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.predicate import NOT_SELECTED, Predicate
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
@@ -53,10 +53,11 @@ class ScoreStage(Stage):
             raise ConfigError(f"name {self._name!r} must be a column name such as clip_score or clip_b32")
         if config.cpus <= 0:
             raise ConfigError(f"cpus {config.cpus} must be above 0")
-        if config.columns and config.where is None:
-            raise ConfigError(f"columns {config.columns!r} are there for --where, which is not given")
         self._refuse_options_of_others()
         self.kind.check(config)
+        self.needs = self.kind.needs(config)
+        if config.columns and config.where is None and not self.needs:
+            raise ConfigError(f"columns {config.columns!r} are there for --where, which is not given")
         self.where = Predicate(config.where) if config.where is not None else None
         self._judge: Judge | None = None
         self._found: tuple[Input, ...] | None = None
@@ -104,9 +105,19 @@ class ScoreStage(Stage):
             )
             for s in found
         ]
-        if self.where is not None:
-            self.where.check(self._schema(units[0]))
+        if self.where is not None or self.needs:
+            self._check_columns(self._schema(units[0]))
         return units
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        if self.where is not None:
+            self.where.check(schema)
+        missing = [name for name in self.needs if name not in schema.names]
+        if missing:
+            raise ConfigError(
+                f"kind {self.config.kind!r} with these options reads column {missing[0]!r}, which neither "
+                f"the input nor --columns has; known columns: {', '.join(schema.names)}"
+            )
 
     def unit_over(self, number: int, shard: Input) -> Unit:
         """The unit over one shard of images that is not in its folder yet (`pipeline.fused`)."""
@@ -133,7 +144,7 @@ class ScoreStage(Stage):
 
     def run(self, unit: Unit, scratch: Path) -> Output:
         url, sidecars = unit.inputs[0].url, self._sidecars(unit)
-        named = self.where.columns if self.where is not None else frozenset()
+        named = {*self.needs, *(self.where.columns if self.where is not None else ())}
         if "part" in unit.source:
             table, tar = candidates.read_part(url, {"caption", *named}), None
         else:
@@ -148,7 +159,7 @@ class ScoreStage(Stage):
         `status`, and how many were judged or not, by reason.
 
         Args:
-            table: `key`, `caption` and what `where` names; `status` for images.
+            table: `key`, `caption`, what the kind needs and what `where` names; `status` for images.
             tar: where the pictures are; None for a kind that needs none.
         """
         assert self._judge is not None, "start() loads the model"
@@ -161,7 +172,10 @@ class ScoreStage(Stage):
             dropped.update(r for r in refused.to_pylist() if r is not None)
             asked = table.filter(pc.is_null(refused))
         found: dict[str, tuple[Any, ...]] = {}
-        rows = rows_with_pictures(tar, asked) if self.kind.pictures and tar else rows_of(asked)
+        if self.kind.pictures and tar:
+            rows = rows_with_pictures(tar, asked, self.needs)
+        else:
+            rows = rows_of(asked, self.needs)
         for key, values, reason in self._judge.judge(rows):
             if values is not None:
                 found[key] = values
@@ -180,22 +194,26 @@ class ScoreStage(Stage):
         return pa.table([pa.array(keys.to_pylist(), pa.string()), *arrays], names=["key", *schema.names])
 
 
-def rows_of(table: pa.Table) -> Iterator[Row]:
+def rows_of(table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
     """Every row, without a picture."""
-    for key, caption in zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True):
-        yield Row(key, None, caption or "")
+    missing = [name for name in needs if name not in table.column_names]
+    if missing:
+        raise InputError(f"no column {missing[0]!r} in {', '.join(table.column_names)}; give it by --columns")
+    values = table.select(list(needs)).to_pylist() if needs else [{}] * len(table)
+    keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
+    for key, caption, row in zip(keys, captions, values, strict=True):
+        yield Row(key, None, caption or "", row)
 
 
-def rows_with_pictures(tar: str, table: pa.Table) -> Iterator[Row]:
+def rows_with_pictures(tar: str, table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
     """Every row with its picture: in the order of the tar, then those that the tar lacks."""
-    captions = {row.key: row.caption for row in rows_of(table)}
+    waiting = {row.key: row for row in rows_of(table, needs)}
     for sample in iter_samples(tar):
-        if sample.key in captions:
+        if sample.key in waiting:
             pictures = [data for suffix, data in sorted(sample.members.items()) if is_image(suffix)]
-            picture = pictures[0] if pictures else None
-            yield Row(sample.key, picture, captions.pop(sample.key))
-    for key, caption in captions.items():
-        yield Row(key, None, caption)
+            row = waiting.pop(sample.key)
+            yield row._replace(picture=pictures[0]) if pictures else row
+    yield from waiting.values()
 
 
 def _parquet_of(tar: str) -> str:
