@@ -4,32 +4,18 @@ frozen dataclass of them; a line in `stage.KINDS`, and one in `config.ScoreConfi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from pipeline.pictures import NO_CAPTION, NO_PICTURE, UNDECODABLE, Row
 from pipeline.stage import Input
 
 if TYPE_CHECKING:  # config imports the kinds, whose options it holds
     from pipeline.stages.score.config import ScoreConfig
 
-#: why a row has no judgement
-NO_PICTURE, UNDECODABLE, NO_CAPTION = "missing_in_shard", "undecodable", "no_caption"
-
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-class Row(NamedTuple):
-    """What a kind may look at: `picture` is None for kinds that need none, and where the tar has none;
-    `values` holds the columns that `Kind.needs` names."""
-
-    key: str
-    picture: bytes | None
-    caption: str
-    values: Mapping[str, Any] = _NONE
+__all__ = ["NO_CAPTION", "NO_PICTURE", "UNDECODABLE", "Judge", "Judgement", "Kind", "Row"]
 
 
 class Judgement(NamedTuple):

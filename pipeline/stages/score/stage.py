@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import candidates, columns, inputs
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
+from pipeline.pictures import rows_of, rows_with_pictures
 from pipeline.predicate import NOT_SELECTED, Predicate
-from pipeline.shards.format import is_image
-from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
 from pipeline.stages.score.clip import Clip
 from pipeline.stages.score.config import ScoreConfig
-from pipeline.stages.score.kind import Judge, Kind, Row
+from pipeline.stages.score.kind import Judge, Kind
 from pipeline.stages.score.language import Language
 
 KINDS: dict[str, Kind] = {"clip": Clip(), "language": Language()}
@@ -192,28 +191,6 @@ class ScoreStage(Stage):
             for at, field in enumerate(schema)
         ]
         return pa.table([pa.array(keys.to_pylist(), pa.string()), *arrays], names=["key", *schema.names])
-
-
-def rows_of(table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
-    """Every row, without a picture."""
-    missing = [name for name in needs if name not in table.column_names]
-    if missing:
-        raise InputError(f"no column {missing[0]!r} in {', '.join(table.column_names)}; give it by --columns")
-    values = table.select(list(needs)).to_pylist() if needs else [{}] * len(table)
-    keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
-    for key, caption, row in zip(keys, captions, values, strict=True):
-        yield Row(key, None, caption or "", row)
-
-
-def rows_with_pictures(tar: str, table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
-    """Every row with its picture: in the order of the tar, then those that the tar lacks."""
-    waiting = {row.key: row for row in rows_of(table, needs)}
-    for sample in iter_samples(tar):
-        if sample.key in waiting:
-            pictures = [data for suffix, data in sorted(sample.members.items()) if is_image(suffix)]
-            row = waiting.pop(sample.key)
-            yield row._replace(picture=pictures[0]) if pictures else row
-    yield from waiting.values()
 
 
 def _parquet_of(tar: str) -> str:
