@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pipeline import columns, manifest
 from pipeline.errors import ConfigError
 from pipeline.stages.dedup import DedupConfig, dedup_stages
-from pipeline.stages.dedup.entries import ENTRIES
-from pipeline.stages.dedup.resolve import find_losers
+from pipeline.stages.dedup.exact.entries import ENTRIES
+from pipeline.stages.dedup.exact.resolve import find_losers
 from tests.pipeline.folders import crawled, make_foreign, make_images, run_here
 
 

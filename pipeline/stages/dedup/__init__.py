@@ -1,42 +1,53 @@
-"""Dedup: exact duplicates over all image shards, or over all candidates, as three ordinary stages.
-
-    sketch    input  -> OUTPUT/_sketch    a shard each: hashes of (url, caption) and of the image
-    resolve   sketch -> OUTPUT/_resolve   a bucket of hashes each: who is a duplicate of whom
-    mark      both   -> OUTPUT            a shard each: the columns duplicate_of and duplicate_reason
+"""Dedup: marks rows that are the same as others, as a few ordinary stages that run one after the other.
 
     for stage, folder in dedup_stages(DedupConfig(input="images"), "columns/dedup"):
         run_stage(stage, folder)
 
-A shard is one of images, or a part of a candidates folder. Among rows with one hash the one with the smallest
-key wins, so shards that come later never change what was said of earlier ones. Of images only successes take
-part. A bucket holds all entries whose hash falls into it, so memory is bounded by rows / buckets.
+`method` says what is the same; each method writes columns of its own:
 
-A sample may be a duplicate by one hash of a sample that is itself one by the other: `duplicate_of` names the
-direct winner, and following it always ends at a sample that is no duplicate.
+    exact          the same URL, caption or file     duplicate_of, duplicate_reason
+
+A method over all shards has three kinds of stages, so that memory is bounded and every one resumes alone:
+
+    sketch    input  -> OUTPUT/_sketch    a shard each: what is compared, sorted by bucket
+    resolve   sketch -> OUTPUT/_resolve   a bucket each: who loses to whom
+    mark      both   -> OUTPUT            a shard each: the columns
+
+Among rows that are the same the one with the smallest key wins, so shards that come later never change what
+was said of earlier ones, and following a mark always ends at a sample that is kept.
+
+A new method is a package here with
+
+* `config.py`: a frozen dataclass of its own options, which imports nothing heavy. DedupConfig holds it in a
+  field `NAME: NameOptions = since(NameOptions())`, and the command line has `--NAME.option`;
+* `method.py`: `METHOD`, which names the options that mean something to it (`pipeline.stages.dedup.method`;
+  all others are refused) and builds its stages; a line in METHODS here;
+* stages with names and configs of their own, so that no option of one method is in the digest of another.
+  `pipeline.stages.dedup.parts` has what they share: folders as one input, tables read in part.
+
+Its `__init__.py` imports nothing, since DedupConfig is built from all methods' options.
 """
 
-import dataclasses
+from pipeline.errors import ConfigError
+from pipeline.stage import Stage
+from pipeline.stages.dedup.config import DedupConfig
+from pipeline.stages.dedup.exact.method import METHOD as EXACT
+from pipeline.stages.dedup.method import Method
 
-from pipeline import candidates
-from pipeline.stages.dedup.entries import default_kinds
-from pipeline.stages.dedup.mark import Mark, MarkConfig
-from pipeline.stages.dedup.resolve import Resolve, ResolveConfig
-from pipeline.stages.dedup.sketch import DedupConfig, Sketch
-from pipeline.storage import join
+__all__ = ["METHODS", "DedupConfig", "dedup_stages"]
 
-__all__ = ["DedupConfig", "Mark", "MarkConfig", "Resolve", "ResolveConfig", "Sketch", "dedup_stages"]
+METHODS: dict[str, Method] = {"exact": EXACT}
 
 
-def dedup_stages(config: DedupConfig, output: str) -> list[tuple[Sketch | Resolve | Mark, str]]:
-    """The three stages with their output folders, in the order in which they are to be run, each after the
-    one before it is finished."""
-    kinds = config.kinds()
-    if config.on is None:
-        kinds = default_kinds(of_candidates=candidates.is_candidates(config.input))
-    config = dataclasses.replace(config, on=kinds)
-    sketch, resolve = join(output, "_sketch"), join(output, "_resolve")
-    return [
-        (Sketch(config), sketch),
-        (Resolve(ResolveConfig(input=sketch, buckets=config.buckets)), resolve),
-        (Mark(MarkConfig(sketch=sketch, resolve=resolve, buckets=config.buckets)), output),
-    ]
+def dedup_stages(config: DedupConfig, output: str) -> list[tuple[Stage, str]]:
+    """The stages of a method with their output folders, in the order in which they are to be run, each after
+    the one before it is finished.
+
+    Raises:
+        ConfigError: no such method, or options that mean nothing to it.
+    """
+    if config.method not in METHODS:
+        raise ConfigError(f"method {config.method!r} must be one of {', '.join(METHODS)}")
+    method = METHODS[config.method]
+    method.refuse_options_of_others(config)
+    return method.stages(config, output)

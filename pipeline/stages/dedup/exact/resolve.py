@@ -1,4 +1,4 @@
-"""Resolve, the second stage of dedup: in one bucket of hashes, who is a duplicate of whom."""
+"""Resolve, the second stage of method exact: in one bucket of hashes, who is a duplicate of whom."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from pipeline.errors import InputError
 from pipeline.inputs import Shard
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.entries import ENTRIES, LOSERS, folder_input, read_where, write_part
+from pipeline.stages.dedup.exact.entries import ENTRIES, LOSERS
+from pipeline.stages.dedup.parts import READERS, folder_input, read_where, write_part
 
-#: files read at a time; their waiting is what counts on an object store
-READERS = 8
 #: the columns of ENTRIES that are looked at within a bucket
 COMPARED = ["kind", "hash", "key"]
 

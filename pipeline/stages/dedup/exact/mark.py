@@ -1,4 +1,4 @@
-"""Mark, the last stage of dedup: the columns `duplicate_of` and `duplicate_reason` of one shard."""
+"""Mark, the last stage of method exact: the columns `duplicate_of` and `duplicate_reason` of one shard."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.entries import KINDS, LOSERS, folder_input, read_where
-from pipeline.stages.dedup.resolve import READERS
+from pipeline.stages.dedup.exact.entries import KINDS, LOSERS
+from pipeline.stages.dedup.parts import READERS, folder_input, read_where
 
 
 @dataclass(frozen=True, kw_only=True)

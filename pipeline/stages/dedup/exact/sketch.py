@@ -1,10 +1,9 @@
-"""Sketch, the first stage of dedup: the hashes of every row of a shard that takes part, sorted by bucket."""
+"""Sketch, the first stage of method exact: the hashes of every row that takes part, sorted by bucket."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +11,11 @@ import pyarrow.compute as pc
 
 from pipeline import candidates, columns, inputs
 from pipeline.errors import ConfigError
-from pipeline.settings import location
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.entries import (
+from pipeline.stages.dedup.config import DedupConfig
+from pipeline.stages.dedup.exact.entries import (
     IMAGE,
     KINDS,
     URL,
@@ -24,29 +23,8 @@ from pipeline.stages.dedup.entries import (
     make_entries,
     pair_hash,
     text_hash,
-    write_part,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DedupConfig:
-    """Which rows are the same.
-
-    Attributes:
-        input: the image folder (the crawl's output, or a folder of img2dataset), or a candidates folder.
-        on: what makes a duplicate, one or several: `url_caption` (both equal), `url` (whatever the caption),
-            `image` (the same sha256 of the downloaded file; of the picture in the shard where the images'
-            parquet has no sha256). Null: `url_caption`, and of images `image` too.
-        buckets: parts into which all hashes are divided; one part must fit in a worker's memory (about 250
-            bytes for each of rows * kinds / buckets).
-    """
-
-    input: str = location("")
-    on: list[str] | str | tuple[str, ...] | None = None
-    buckets: int = 16
-
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([self.on] if isinstance(self.on, str) else self.on or ()))
+from pipeline.stages.dedup.parts import write_part
 
 
 class Sketch(Stage):

@@ -1,0 +1,1 @@
+"""Method `contamination`: pictures that look like one of a benchmark."""

@@ -1,0 +1,1 @@
+"""Method `exact`: the same URL, caption or file, as sketch, resolve and mark."""

@@ -1,0 +1,1 @@
+"""Method `near`: pictures that look alike, by their hashes."""
