@@ -29,6 +29,7 @@ VERBS = {
     "crawl": "fetch the pictures of candidates or of any list of URLs",
     "score": "judge pictures, captions or candidates (a column)",
     "dedup": "mark duplicates among images or candidates (a column)",
+    "balance": "balance captions over query entries, as MetaCLIP does (a column)",
     "pack": "write training shards by a rule over the columns",
     "train": "train a vision-language model on shards",
     "convert": "read published checkpoints into model folders, and write them back",

@@ -113,12 +113,14 @@ def complete_images(table: pa.Table) -> pa.Table:
         table = table.append_column("reason", pc.if_else(failed, status, pa.scalar(None, pa.string())))
     if "http_status" not in table.column_names:
         table = table.append_column("http_status", pa.nulls(len(table), pa.int32()))
-    if "uid" not in table.column_names:
-        pairs = zip(table["caption"].to_pylist(), table["url"].to_pylist(), strict=True)
-        table = table.append_column(
-            "uid", pa.array([sample_uid(c or "", u or "") for c, u in pairs], pa.string())
-        )
-    return table
+    return table if "uid" in table.column_names else add_uid(table)
+
+
+def add_uid(table: pa.Table) -> pa.Table:
+    """Rows of `caption` and `url` with the identity of each pair."""
+    pairs = zip(table["caption"].to_pylist(), table["url"].to_pylist(), strict=True)
+    uids = pa.array([sample_uid(c or "", u or "") for c, u in pairs], pa.string())
+    return table.append_column("uid", uids)
 
 
 def read_column(url: str, names: Collection[str] | None = None) -> pa.Table:

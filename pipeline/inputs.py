@@ -57,6 +57,13 @@ def shards(folder: str, suffix: str, *, prefix: str = "") -> list[Shard]:
     return found
 
 
+def whole_folder(folder: str, shards: Sequence[Shard]) -> Input:
+    """A folder as one input, marked by the content of all its shards: units that see all of them would
+    otherwise each carry a list."""
+    marks = "\n".join(f"{s.number}:{s.input.fingerprint}" for s in shards)
+    return Input(url=folder, fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:12])
+
+
 def _own(folder: str, suffix: str, prefix: str) -> list[Shard]:
     found = []
     for number, done in sorted(manifest.list_done(folder).items()):
