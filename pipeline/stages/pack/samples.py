@@ -76,9 +76,9 @@ def open_pool(urls: Sequence[str]) -> Iterator[ShardPool]:
         yield pool
 
 
-def make_sample(row: Mapping[str, Any], pictures: Mapping[str, bytes], texts: Sequence[str]) -> Sample:
-    """The sample as FORMAT.md has it: the pictures unchanged, the first text, and the row as flat json."""
-    text = texts[0].encode("utf-8", "replace")
+def make_sample(row: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Sample:
+    """The sample as FORMAT.md has it: the pictures unchanged, the caption, and the row as flat json."""
+    text = (row["caption"] or "").encode("utf-8", "replace")
     return Sample(row["key"], {**pictures, "txt": text, "json": flat_json(row)})
 
 

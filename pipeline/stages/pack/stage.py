@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs, tombstones, uids
 from pipeline.errors import ConfigError, InputError
+from pipeline.rules import get_preset
 from pipeline.selection import Selection
 from pipeline.settings import location, since
 from pipeline.stage import Counts, Input, Output, Stage, Unit
@@ -78,7 +79,8 @@ class Pack(Stage):
         self.config = config
         self._books = tombstones.with_book(config, config.input).tombstones
         self.selection = Selection(where=config.where, preset=config.preset)
-        self.captions = CaptionPolicy(config.captions, seed=config.seed)
+        preset = get_preset(config.preset).captions if config.preset is not None else None
+        self.captions = CaptionPolicy(config.captions, seed=config.seed, preset=preset)
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         images = {s.number: s for s in inputs.shards(self.config.input, ".tar")}
@@ -109,6 +111,8 @@ class Pack(Stage):
             found.append(Input(url=self.config.uids, fingerprint=inputs.file_fingerprint(info)))
         if self.config.preset is not None:
             text = repr([(name, rule.text) for name, rule in self.selection.rules()])
+            if (captions := get_preset(self.config.preset).captions) is not None:
+                text += repr(captions)
             mark = hashlib.sha256(text.encode()).hexdigest()[:12]
             found.append(Input(url=f"preset:{self.config.preset}", fingerprint=mark))
         return tuple(found)
@@ -137,8 +141,7 @@ class Pack(Stage):
         # what was taken down is told by its reason alone: the images' parquet calls it a failed download
         others = pc.fill_null(pc.not_equal(reasons, tombstones.TAKEN_DOWN), True)
         statuses = Counter(table["status"].filter(others).to_pylist())
-        kept = _in_order(table.filter(pc.is_null(reasons)), self.config.seed)
-        texts = dict(zip(table["key"].to_pylist(), chosen.texts, strict=True))
+        kept = _in_order(chosen.written(table).filter(pc.is_null(reasons)), self.config.seed)
         target = scratch / "shard.tar"
         with open_pool([images for images, _ in shards]) as pool, ShardWriter(target) as writer:
             written = []
@@ -148,7 +151,7 @@ class Pack(Stage):
                 if pictures is None:
                     dropped[NO_PICTURE] += 1
                 else:
-                    writer.write(make_sample(row, pictures, texts[row["key"]]))
+                    writer.write(make_sample(row, pictures))
         kept = kept.filter(pa.array(written, pa.bool_()))
         counts = Counts(len(table), len(kept), dropped)
         facts = shard_facts(target, len(kept))
