@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 _PAIR = np.dtype("u8,u8")
 
@@ -27,18 +28,25 @@ class UidSet:
 
     def contains(self, uids: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
         """Whether each uid (32 hex digits) is in the set; false for null and for what is no uid."""
-        return pa.array([uid is not None and self._holds(uid) for uid in uids.to_pylist()], pa.bool_())
+        values = uids.to_pylist()
+        pairs = [_pair_or_none(uid) for uid in values]
+        found = np.zeros(len(values), bool)
+        places = np.flatnonzero([pair is not None for pair in pairs])
+        # uint64 throughout: numpy compares signed with unsigned as floats, which tell neighbours not apart
+        asked = np.array([pair for pair in pairs if pair is not None], np.uint64).reshape(-1, 2)
+        start = np.searchsorted(self.high, asked[:, 0], "left")
+        stop = np.searchsorted(self.high, asked[:, 0], "right")
+        for place, low, first, last in zip(places, asked[:, 1], start, stop, strict=True):
+            at = first + np.searchsorted(self.low[first:last], low) if first < last else last
+            found[place] = at < last and self.low[at] == low
+        return pa.array(found)
 
-    def _holds(self, uid: str) -> bool:
-        try:
-            high, low = _halves(uid)
-        except ValueError:
-            return False
-        start, stop = np.searchsorted(self.high, [high, high + 1 if high < 2**64 - 1 else high]).astype(int)
-        if high == 2**64 - 1:
-            stop = len(self.high)
-        place = start + int(np.searchsorted(self.low[start:stop], np.uint64(low)))
-        return place < stop and int(self.low[place]) == low
+
+def _pair_or_none(uid: str | None) -> tuple[int, int] | None:
+    try:
+        return None if uid is None else _halves(uid)
+    except ValueError:
+        return None
 
 
 def _halves(uid: str) -> tuple[int, int]:
@@ -86,3 +94,18 @@ def _load_text(path: Path) -> np.ndarray:
                     f"uids {str(path)!r}, line {number}: {line.strip()[:40]!r} is no uid"
                 ) from error
     return np.array(pairs, dtype=_PAIR)
+
+
+def dump(uids: pa.ChunkedArray) -> bytes:
+    """A subset file of these uids (32 hex digits each): each once, sorted, as DataComp's resharder takes it.
+
+    Raises:
+        InputError: one of them is no uid.
+    """
+    try:
+        pairs = np.array([_halves(uid) for uid in uids.to_pylist()], dtype=_PAIR)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a list of uids cannot be written: {error}") from error
+    sink = io.BytesIO()
+    np.save(sink, np.unique(pairs))
+    return sink.getvalue()
