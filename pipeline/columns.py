@@ -101,7 +101,7 @@ def read_images(url: str) -> pa.Table:
             raise InputError(
                 f"{url}: no column {name!r}; images need img2dataset's columns, found {_names(table)}"
             )
-    _check_keys(table, url)
+    check_keys(table, url)
     return complete_images(table)
 
 
@@ -135,7 +135,7 @@ def read_column(url: str, names: Collection[str] | None = None) -> pa.Table:
         raise InputError(
             f"{url}: no column 'key'; a column folder needs one row a sample, found {_names(table)}"
         )
-    _check_keys(table, url)
+    check_keys(table, url)
     return table
 
 
@@ -272,7 +272,8 @@ def read_schema(url: str) -> pa.Schema:
         ) from error
 
 
-def _check_keys(table: pa.Table, url: str) -> None:
+def check_keys(table: pa.Table, url: str) -> None:
+    """Raises InputError when a row has no key, or two have the same."""
     if table["key"].null_count or len(pc.unique(table["key"])) != len(table):
         raise InputError(f"{url}: keys are not unique; every row needs a key of its own")
 
