@@ -97,13 +97,20 @@ class Nucleus:
 
 @torch.inference_mode()
 def generate(
-    decoder: Decoder, first_ids: Sequence[int], image_id_M: Tensor, *, how: Beam | Nucleus, end_id: int
+    decoder: Decoder,
+    first_ids: Sequence[int],
+    image_id_M: Tensor,
+    *,
+    how: Beam | Nucleus,
+    end_id: int,
+    part: slice | None = None,
 ) -> list[list[list[int]]]:
     """The texts of each picture, as token ids without `first_ids` and without the end token.
 
     Args:
         first_ids: the opening token and the prompt, which all texts begin with.
         image_id_M: int64 [M], on the decoder's device; they key the draws.
+        part: which of a nucleus's candidates to write; all of them without it.
 
     Raises:
         ValueError: max_length leaves no room after the first ids.
@@ -115,7 +122,7 @@ def generate(
     first_L = torch.tensor(list(first_ids), device=image_id_M.device)
     ids_M1L = first_L.expand(len(image_id_M), 1, -1)
     if isinstance(how, Nucleus):
-        return _sample(decoder, ids_M1L, image_id_M, how, end_id)
+        return _sample(decoder, ids_M1L, image_id_M, how, end_id, range(how.candidates)[part or slice(None)])
     if how.beams == 1:
         return _greedy(decoder, ids_M1L, how, end_id)
     return _search(decoder, ids_M1L, how, end_id)
@@ -126,14 +133,15 @@ def _greedy(decoder: Decoder, ids_M1L: Tensor, how: Beam, end_id: int) -> list[l
 
 
 def _sample(
-    decoder: Decoder, ids_M1L: Tensor, image_id_M: Tensor, how: Nucleus, end_id: int
+    decoder: Decoder, ids_M1L: Tensor, image_id_M: Tensor, how: Nucleus, end_id: int, candidates: range
 ) -> list[list[list[int]]]:
     def choose(logits_MCV: Tensor, alive_M: Tensor, length: int) -> Tensor:
         context = StepContext(seed=how.seed, step=length)
         uniform_MC = context.uniform("nucleus", image_id_M[alive_M], how.candidates)
-        return draw_nucleus(logits_MCV, uniform_MC, p=how.p, top_k=how.top_k)
+        own_MC = uniform_MC[:, candidates.start : candidates.stop]
+        return draw_nucleus(logits_MCV, own_MC, p=how.p, top_k=how.top_k)
 
-    return _draw(decoder, ids_M1L, how.candidates, how, end_id, choose)
+    return _draw(decoder, ids_M1L, len(candidates), how, end_id, choose)
 
 
 class _Choice(Protocol):

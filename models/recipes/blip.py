@@ -242,8 +242,11 @@ class BlipModel(nn.Module):
     def encode_text(self, text_ids_BT: Tensor, text_mask_BT: Tensor) -> TextOutput:
         """The grounded encoder begins anew from the words: `states_BTD` are the embedded ones with [ENC]."""
         states_BTD = self.text.encode(text_ids_BT, text_mask_BT)
-        grounded_BTD = self.text.embed(opened(text_ids_BT, self.config.enc_id))
-        return TextOutput(feature_BE=self.text_feature(states_BTD), states_BTD=grounded_BTD)
+        return TextOutput(feature_BE=self.text_feature(states_BTD), states_BTD=self.ground(text_ids_BT))
+
+    def ground(self, text_ids_BT: Tensor) -> Tensor:
+        """What `match` begins with, [B, T, D]: the embedded words with [ENC], which ask no text mode."""
+        return self.text.embed(opened(text_ids_BT, self.config.enc_id))
 
     def match(
         self,
