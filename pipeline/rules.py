@@ -8,11 +8,11 @@ same columns. A test holds both against each other.
     PRESETS["laion400m"].predicate()                 the whole preset as one SQL expression
     print(PRESETS["laion400m"].explain())
 
-Presets whose rules need columns that no stage writes yet are left out: `laion-coco` picks among generated
-captions, `metaclip` balances over query entries.
-
-Sources: LAION-400M (arXiv:2111.02114), LAION-5B (arXiv:2210.08402), COYO-700M (github.com/kakaobrain/coyo-
-dataset), DataComp (arXiv:2304.14108). Where they say "5 KB", their code compares with 5000 bytes.
+Sources: LAION-400M (arXiv:2111.02114), LAION-5B (arXiv:2210.08402) and the code that collected it
+(github.com/rvencu/crawlingathome-gpu-hcloud), LAION-COCO (laion.ai/blog/laion-coco), COYO-700M
+(github.com/kakaobrain/coyo-dataset), DataComp (arXiv:2304.14108), MetaCLIP (arXiv:2309.16671). Where they say
+"5 KB", their code compares with 5000 bytes. docs/presets.md has each preset with its thresholds, the commands
+that write its columns, and what is not as published.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ COLUMN_SOURCES = {
     "clip_score": "`pairmill score --kind clip`",
     "language": "`pairmill score --kind language`",
     "duplicate_of": "`pairmill dedup`",
+    "near_duplicate_of": "`pairmill dedup --method near`, over `pairmill score --kind hash`",
+    "contaminated_by": "`pairmill dedup --method contamination`, over `pairmill score --kind hash`",
+    "unsafe": "`pairmill score --kind safety`",
+    "metaclip_matches": "`pairmill balance`",
+    "metaclip_keep": "`pairmill balance`",
 }
 
 # Words are runs of what is no ASCII white space. Captions from discover hold no other; captions of foreign
@@ -213,24 +218,52 @@ TOO_MANY_PIXELS = Rule(
     earliest="crawl",
     sql="CAST(original_width AS BIGINT) * original_height <= 89478484",
 )
+# Both sides are named, since SQL's least() and greatest() pass over nulls.
 ELONGATED = Rule(
     reason="elongated",
     columns=("original_width", "original_height"),
     earliest="crawl",
-    sql="greatest(original_width, original_height) <= 3 * least(original_width, original_height)",
+    sql="CAST(original_width AS BIGINT) <= 3 * CAST(original_height AS BIGINT) "
+    "AND CAST(original_height AS BIGINT) <= 3 * CAST(original_width AS BIGINT)",
 )
 SMALL_SIDE = Rule(
     reason="small_side",
     columns=("original_width", "original_height"),
     earliest="crawl",
-    sql="least(original_width, original_height) >= 200",
+    sql="original_width >= 200 AND original_height >= 200",
 )
 NOT_ENGLISH = Rule(
     reason="not_english", columns=("language",), earliest="pack", sql="coalesce(language, '') = 'en'"
 )
 DUPLICATE = Rule(reason="duplicate", columns=("duplicate_of",), earliest="pack", sql="duplicate_of IS NULL")
-LAION400M_CLIP = Rule(
-    reason="low_clip_score", columns=("clip_score",), earliest="pack", sql="clip_score >= 0.30"
+UNSAFE = Rule(reason="unsafe", columns=("unsafe",), earliest="pack", sql="unsafe <= 0.5")
+NEAR_DUPLICATE = Rule(
+    reason="near_duplicate",
+    columns=("near_duplicate_of",),
+    earliest="pack",
+    sql="near_duplicate_of IS NULL",
+)
+IN_BENCHMARK = Rule(
+    reason="in_benchmark", columns=("contaminated_by",), earliest="pack", sql="contaminated_by IS NULL"
+)
+NO_ENTRY = Rule(reason="no_entry", columns=("metaclip_matches",), earliest="pack", sql="metaclip_matches > 0")
+BALANCED_AWAY = Rule(reason="balanced_away", columns=("metaclip_keep",), earliest="pack", sql="metaclip_keep")
+
+
+def clip_at_least(threshold: str) -> Rule:
+    """A floor of the score, the threshold itself kept. SQL puts NaN above all numbers, so it is named."""
+    return Rule(
+        reason="low_clip_score",
+        columns=("clip_score",),
+        earliest="pack",
+        sql=f"NOT isnan(clip_score) AND clip_score >= {threshold}",
+    )
+
+
+#: LAION's collector skips shorter texts. It is left to pack, since discover takes this preset where none is
+#: named, and what discover drops no other preset can have
+LAION5B_SHORT_CAPTION = Rule(
+    reason="short_caption", columns=("caption",), earliest="pack", sql="length(caption) >= 5"
 )
 #: captions of no known language count as not English. The scores of these are to come from a multilingual
 #: CLIP, the others from ViT-B/32
@@ -238,7 +271,17 @@ LAION5B_CLIP = Rule(
     reason="low_clip_score",
     columns=("clip_score", "language"),
     earliest="pack",
-    sql="clip_score >= CASE WHEN language = 'en' THEN 0.28 ELSE 0.26 END",
+    sql="NOT isnan(clip_score) AND clip_score >= CASE WHEN language = 'en' THEN 0.28 ELSE 0.26 END",
+)
+
+#: what LAION-5B asks before a model judges the pair
+_LAION5B = (
+    long_caption(2000),
+    long_url(2000),
+    SVG_OR_GIF,
+    SMALL_FILE,
+    TOO_MANY_PIXELS,
+    LAION5B_SHORT_CAPTION,
 )
 
 _ALL = (
@@ -246,36 +289,49 @@ _ALL = (
     Preset(
         name="laion400m",
         about="LAION-400M, de-duplicated on URL and alt text, CLIP ViT-B/32 >= 0.30",
-        table=(*caption_chars(5), SMALL_FILE, DUPLICATE, LAION400M_CLIP),
+        table=(*caption_chars(5), SMALL_FILE, DUPLICATE, clip_at_least("0.30")),
     ),
     Preset(
         name="laion5b",
         about="LAION-5B, CLIP >= 0.28 for English (ViT-B/32), >= 0.26 otherwise (multilingual model)",
-        table=(
-            long_caption(2000),
-            long_url(2000),
-            SVG_OR_GIF,
-            SMALL_FILE,
-            TOO_MANY_PIXELS,
-            LAION5B_CLIP,
-        ),
+        table=(*_LAION5B, LAION5B_CLIP),
+    ),
+    Preset(
+        name="laion-coco",
+        about="LAION-COCO: the English part of LAION-5B, with the best of many generated captions",
+        table=(*_LAION5B, NOT_ENGLISH, clip_at_least("0.28")),
+        captions="laion-coco",
     ),
     Preset(
         name="coyo",
-        about="COYO-700M without its NSFW, perceptual-hash and repeated-text rules",
+        about="COYO-700M: English, NSFW score <= 0.5, no picture twice or of a benchmark, 10 pairs a text",
         table=(
-            *caption_chars(5, 1000),
+            *caption_chars(6, 1000),
             *caption_words(3, 256),
             SMALL_FILE,
             SMALL_SIDE,
             ELONGATED,
             NOT_ENGLISH,
+            UNSAFE,
+            IN_BENCHMARK,
+            NEAR_DUPLICATE,
         ),
+        max_per_text=10,
     ),
     Preset(
         name="datacomp-basic",
         about="DataComp's basic filter: English, more than 2 words and 5 characters, sides and aspect",
         table=(*caption_chars(6), *caption_words(3), SMALL_SIDE, ELONGATED, NOT_ENGLISH),
+    ),
+    Preset(
+        name="datacomp-laion2b",
+        about="DataComp's LAION-2B filter: English, CLIP ViT-B/32 >= 0.28",
+        table=(NOT_ENGLISH, clip_at_least("0.28")),
+    ),
+    Preset(
+        name="metaclip",
+        about="MetaCLIP: texts that hold a query entry, balanced over the entries",
+        table=(NO_ENTRY, BALANCED_AWAY),
     ),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}

@@ -44,8 +44,8 @@ class DiscoverConfig:
         input: WARC or WAT archives, plain or gzip: paths, globs or URLs of any fsspec kind; or lists of them
             (`wat.paths.gz` and the like), a path a line.
         base_url: what the paths of such lists are relative to: a URL or a folder.
-        rules: the preset whose rules are applied that need no picture: none, laion400m, laion5b, coyo,
-            datacomp-basic.
+        rules: the preset whose rules are applied that need no picture: none, laion400m, laion5b, coyo
+            or another of docs/presets.md.
         block_domains: lists of domains whose pictures are dropped, a domain a line, `#` comments, text or
             gzip; subdomains are meant too. Their content counts as an option that changes the output.
         block_pages: drop also the pictures that stand on pages of these domains.
