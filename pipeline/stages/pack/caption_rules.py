@@ -80,7 +80,8 @@ def mix(picture: Picture, *, weights: Mapping[str, float], most: int, seed: int)
     """The web's text and synthetic ones; whose come first is drawn by `weights`, keyed by (seed, key).
 
     Sources of weight 0 have no part, and those without a text are not drawn. Synthetic texts are in the order
-    of their best judge: LAION-COCO's where CLIP scored them, else by falling ITM probability, else as written.
+    of their best judge: LAION-COCO's where CLIP scored them, else by falling ITM probability, else as they
+    were written.
     """
     by_itm = sorted(picture.synthetic, key=lambda c: -_given(c.itm))
     texts = {

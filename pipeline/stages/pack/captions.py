@@ -7,16 +7,17 @@
     laion-coco  the best of many synthetic texts, by two CLIPs
     mix         both, whose comes first drawn by weights
 
-The first text becomes `.txt` and `caption`; what else is written stands in FORMAT.md. What is chosen for a row is
-a function of its own values, its key and the seed: `pipeline.stages.pack.caption_rules`.
+The first text becomes `.txt` and `caption`; what else is written stands in FORMAT.md. What is chosen for a
+row is a function of its own values, its key and the seed: `pipeline.stages.pack.caption_rules`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,8 +37,8 @@ NEEDS = {
     "mix": ("synthetic_captions",),
 }
 SCORES = {"synthetic_itm": "a filter", "synthetic_clip": "a CLIP"}
-#: scores of synthetic texts -> the field of a Candidate
-LISTS = {"synthetic_itm": "itm", "synthetic_clip": "clip", "synthetic_clip2": "clip2"}
+#: the scores of synthetic texts
+LISTS = ("synthetic_itm", "synthetic_clip", "synthetic_clip2")
 SOURCE, WEB_TEXT = "caption_source", "web_caption"
 
 
@@ -95,7 +96,7 @@ class Chosen:
 
 
 class CaptionPolicy:
-    """Chooses the texts of rows; the same rows and options give the same texts, whatever shard they lie in."""
+    """Chooses the texts of rows; the same row and options give the same texts, whatever its shard."""
 
     def __init__(self, options: CaptionOptions, *, seed: int, preset: str | None = None) -> None:
         """`preset`: the policy to take where the options name none. Raises ConfigError for options that make
@@ -156,37 +157,46 @@ def pictures(table: pa.Table, *, needed: Sequence[str] = ()) -> list[Picture]:
     Raises:
         InputError: a row has synthetic texts, and of the `needed` scores none, or another number.
     """
-    length = len(table)
-    values = {
-        name: table[name].to_pylist() if name in table.column_names else [None] * length
-        for name in ("key", "caption", "web_itm", "synthetic_captions", *LISTS)
-    }
+    columns = ("caption", "web_itm", "synthetic_captions", *LISTS)
+    values = {name: table[name].to_pylist() for name in columns if name in table.column_names}
     found = []
-    for at in range(length):
-        texts = values["synthetic_captions"][at] or []
-        scores = {}
-        for name, field in LISTS.items():
-            row = values[name][at]
-            if row is None and texts and name in needed:
-                raise InputError(
-                    f"sample {values['key'][at]} has synthetic captions, but {name} is null: they were made "
-                    f"without {SCORES[name]}; give one to `pairmill caption`, or take another captions.policy"
-                )
-            if row is not None and len(row) != len(texts):
-                raise InputError(
-                    f"sample {values['key'][at]} has {len(texts)} synthetic captions and {len(row)} values of "
-                    f"{name}; run `pairmill caption` again"
-                )
-            scores[field] = row or [None] * len(texts)
-        candidates = [
-            Candidate(text=text, **{f: caption_rules.score(scores[f][i]) for f in LISTS.values()})
-            for i, text in enumerate(texts)
-            if text is not None
-        ]
-        web_itm = caption_rules.score(values["web_itm"][at])
-        web = values["caption"][at] or ""
-        found.append(Picture(key=values["key"][at], web=web, web_itm=web_itm, synthetic=candidates))
+    for at, key in enumerate(table["key"].to_pylist()):
+        row = {name: values[name][at] if name in values else None for name in columns}
+        texts = row["synthetic_captions"] or []
+        scores = [_scores(key, row, name, texts, needed=name in needed) for name in LISTS]
+        found.append(
+            Picture(
+                key=key,
+                web=row["caption"] or "",
+                web_itm=caption_rules.score(row["web_itm"]),
+                synthetic=[
+                    Candidate(text=text, itm=itm, clip=clip, clip2=clip2)
+                    for text, itm, clip, clip2 in zip(texts, *scores, strict=True)
+                    if text is not None
+                ],
+            )
+        )
     return found
+
+
+def _scores(
+    key: str, row: Mapping[str, Any], name: str, texts: Sequence[str], *, needed: bool
+) -> list[float | None]:
+    """The scores of a row's texts; all null where nobody was asked for them."""
+    values = row[name]
+    if values is None:
+        if texts and needed:
+            raise InputError(
+                f"sample {key} has synthetic captions, but {name} is null: they were made without "
+                f"{SCORES[name]}; give one to `pairmill caption`, or take another captions.policy"
+            )
+        return [None] * len(texts)
+    if len(values) != len(texts):
+        raise InputError(
+            f"sample {key} has {len(texts)} synthetic captions and {len(values)} values of {name}; "
+            "run `pairmill caption` again"
+        )
+    return [caption_rules.score(value) for value in values]
 
 
 def _check(name: str, options: CaptionOptions) -> None:
