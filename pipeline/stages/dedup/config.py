@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.settings import location, since
 from pipeline.stages.dedup.contamination.config import ContaminationOptions
 from pipeline.stages.dedup.near.config import NearOptions
+from pipeline.stages.dedup.semantic.config import SemanticOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +18,19 @@ class DedupConfig:
         input: the image folder (the crawl's output, or a folder of img2dataset); for method exact also a
             candidates folder.
         method: `exact`, the same URL, caption or file; `near`, pictures that look alike; `contamination`,
-            pictures that look like one of a benchmark.
+            pictures that look like one of a benchmark; `semantic`, pictures whose embeddings lie close.
         on: method exact: what makes a duplicate, one or several: `url_caption` (both equal), `url` (whatever
             the caption), `image` (the same sha256 of the downloaded file; of the picture in the shard where
             the images' parquet has no sha256). Null: `url_caption`, and of images `image` too.
         buckets: parts into which all hashes are divided; one part must fit in a worker's memory (exact: about
             250 bytes for each of rows * kinds / buckets).
         columns: column folders over the same input that a method reads: near and contamination need that of
-            `score --kind hash`.
+            `score --kind hash`, semantic that of `score --kind embedding`.
         against: method contamination: benchmark pictures, each NAME=PLACE; a place is a folder of pictures, a
             folder of shards, a hash column folder, or a list of hashes.
         near: options of method near.
         contamination: options of method contamination.
+        semantic: options of method semantic.
     """
 
     input: str = location("")
@@ -39,6 +41,7 @@ class DedupConfig:
     against: list[str] | str = location(factory=list)
     near: NearOptions = since(NearOptions())
     contamination: ContaminationOptions = since(ContaminationOptions())
+    semantic: SemanticOptions = since(SemanticOptions())
 
     def kinds(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.on] if isinstance(self.on, str) else self.on or ()))

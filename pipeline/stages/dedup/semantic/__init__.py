@@ -1,0 +1,1 @@
+"""Method semantic: samples whose embeddings lie close to each other. Imports nothing."""
