@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import pyarrow.compute as pc
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
+from pipeline.ranges import read_between
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.exact.entries import KINDS, LOSERS
-from pipeline.stages.dedup.parts import READERS, folder_input, read_where
+from pipeline.stages.dedup.parts import folder_input, read_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,12 @@ class Mark(Stage):
         if not len(keys):
             return LOSERS.empty_table()
         ends = pc.min_max(keys).as_py()
-        with ThreadPoolExecutor(READERS) as pool:
-            parts = list(
-                pool.map(lambda s: read_where(s.input.url, "key", ends["min"], ends["max"]), self._losers)
+        table = pa.concat_tables(
+            read_all(
+                self._losers,
+                lambda url: read_between(url, "key", ends["min"], ends["max"], names=LOSERS.names),
             )
-        table = pa.concat_tables(parts).combine_chunks()
+        ).combine_chunks()
         table = table.sort_by([("key", "ascending"), ("kind", "ascending")])
         found = table["key"].combine_chunks()
         first = np.ones(len(found), bool)

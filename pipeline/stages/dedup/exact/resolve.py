@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import pyarrow.compute as pc
 from pipeline import inputs
 from pipeline.errors import InputError
 from pipeline.inputs import Shard
+from pipeline.ranges import read_between, write_sorted
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.exact.entries import ENTRIES, LOSERS
-from pipeline.stages.dedup.parts import READERS, folder_input, read_where, write_part
+from pipeline.stages.dedup.parts import folder_input, read_all
 
 #: the columns of ENTRIES that are looked at within a bucket
 COMPARED = ["kind", "hash", "key"]
@@ -54,19 +54,15 @@ class Resolve(Stage):
                 f"{self.config.input}: sketches changed since the run was planned; run dedup again"
             )
         bucket = unit.source["bucket"]
-        with ThreadPoolExecutor(READERS) as pool:
-            parts = list(
-                pool.map(
-                    lambda s: read_where(s.input.url, "bucket", bucket, bucket, names=COMPARED),
-                    self._sketches,
-                )
-            )
+        parts = read_all(
+            self._sketches, lambda url: read_between(url, "bucket", bucket, bucket, names=COMPARED)
+        )
         entries = pa.concat_tables([ENTRIES.empty_table().select(COMPARED), *parts]).combine_chunks()
         del parts
         losers = find_losers(entries)
         counts = Counts(len(entries), len(entries))
         return Output(
-            parts={".parquet": write_part(losers, scratch / "losers")},
+            parts={".parquet": write_sorted(losers, scratch / "losers")},
             counts=counts,
             notes={"losers": len(losers)},
         )

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline import candidates, columns, inputs
 from pipeline.errors import ConfigError
+from pipeline.ranges import write_sorted
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 from pipeline.stage import Counts, Output, Stage, Unit
@@ -24,7 +25,6 @@ from pipeline.stages.dedup.exact.entries import (
     pair_hash,
     text_hash,
 )
-from pipeline.stages.dedup.parts import write_part
 
 
 class Sketch(Stage):
@@ -64,7 +64,7 @@ class Sketch(Stage):
         kinds = [(KINDS.index(kind), *self._hashes(kind, rows, url)) for kind in self.config.kinds()]
         entries = make_entries(kinds, self.config.buckets)
         keys = pa.table({"key": rows["key"]})
-        parts = {".parquet": write_part(entries, scratch / "entries"), "_keys.parquet": keys}
+        parts = {".parquet": write_sorted(entries, scratch / "entries"), "_keys.parquet": keys}
         return Output(parts=parts, counts=Counts(len(rows), len(rows)))
 
     def _hashes(self, kind: str, rows: pa.Table, tar: str) -> tuple[list[bytes], pa.Array]:
