@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import iter_samples
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: why a row is not judged
@@ -60,15 +61,15 @@ def rows_with_pictures(tar: str, table: pa.Table, needs: Sequence[str] = ()) -> 
 
 
 def prepared(
-    rows: Iterable[Row], prepare: Callable[[Row], T], *, threads: int, ahead: int
-) -> Iterator[tuple[Row, T]]:
-    """Each row with what `prepare` makes of it, in the order of `rows`.
+    rows: Iterable[S], prepare: Callable[[S], T], *, threads: int, ahead: int
+) -> Iterator[tuple[S, T]]:
+    """Each row (or batch of rows) with what `prepare` makes of it, in the order of `rows`.
 
     Args:
         prepare: called in `threads` threads at once.
         ahead: rows that may be prepared or waiting at a time; each holds its picture in memory.
     """
-    under_way: deque[tuple[Row, Future[T]]] = deque()
+    under_way: deque[tuple[S, Future[T]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for row in rows:

@@ -5,27 +5,34 @@
     load_clip("runs/scorer/model")                          a model of our own trainer (clip, albef)
 
 The cosine of a picture and a text is the inner product of their encodings.
+
+`encode_images` and `encode_texts` do all of it. Who has many batches and a GPU takes them apart: `tokenize`
+in a thread, `image_features` and `text_features` start the device and leave the result there, `fetched`
+brings it here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from models.exported import CONFIG, TOKENIZER, WEIGHTS
-from models.inference.load import load_exported, pick_device
+from models.inference.load import LoadedModel, load_exported, pick_device
 from pipeline import storage
 
 #: texts encoded at once
 TEXT_BATCH = 256
+
+#: tensors [B, T] that a text encoder takes, such as ids and mask
+Tokens: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,8 @@ class ClipScorer:
     """Encoders of pictures and texts.
 
     name: for people. fingerprint: identifies the weights (and the tokenizer): equal prints, equal scores.
-    preprocess: picture -> float32 [3, H, W]; safe to call from several threads, which the encoders are not.
+    preprocess: picture -> float32 [3, H, W]; safe to call from several threads, which the others are not.
+    tokenizer: texts -> what text_encoder takes, on the CPU.
     """
 
     name: str
@@ -41,20 +49,50 @@ class ClipScorer:
     preprocess: Callable[[Image.Image], Tensor]
     device: torch.device
     image_encoder: Callable[[Tensor], Tensor]
-    text_encoder: Callable[[list[str]], Tensor]
+    tokenizer: Callable[[list[str]], Tokens]
+    text_encoder: Callable[..., Tensor]
 
-    @torch.inference_mode()
     def encode_images(self, image_BCHW: Tensor) -> Tensor:
         """Unit vectors, float32 [B, E], on the CPU."""
-        return _unit(self.image_encoder(image_BCHW.to(self.device)))
+        return self.image_features(image_BCHW).cpu()
 
-    @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Unit vectors, float32 [B, E], on the CPU. Long texts are cut at the model's limit."""
+        return self.text_features(self.tokenize(texts)).cpu()
+
+    def tokenize(self, texts: list[str]) -> list[Tokens]:
+        """Tokens of the texts, in parts of `TEXT_BATCH`."""
         if not texts:
             raise ValueError("no texts to encode")
-        parts = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
-        return torch.cat([_unit(self.text_encoder(part)) for part in parts])
+        return [self.tokenizer(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
+
+    @torch.inference_mode()
+    def image_features(self, image_BCHW: Tensor) -> Tensor:
+        """Unit vectors, float32 [B, E], on the device, which may still be computing them. Pictures in pinned
+        memory are copied there without waiting."""
+        return _unit(self.image_encoder(image_BCHW.to(self.device, non_blocking=True)))
+
+    @torch.inference_mode()
+    def text_features(self, parts: Sequence[Tokens]) -> Tensor:
+        """The same of what `tokenize` gave."""
+        placed = (tuple(t.to(self.device, non_blocking=True) for t in part) for part in parts)
+        return torch.cat([_unit(self.text_encoder(*part)) for part in placed])
+
+
+def fetched(features_BE: Tensor) -> Callable[[], Tensor]:
+    """Starts copying a result to the CPU; the call waits for it, and for nothing that the device was given
+    later."""
+    if features_BE.device.type != "cuda":
+        return features_BE.cpu
+    copy = features_BE.to("cpu", non_blocking=True)  # torch takes pinned memory for it
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(features_BE.device))
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
 
 
 def load_clip(
@@ -77,11 +115,8 @@ def load_clip(
 
 def _ours(folder: str, device: torch.device) -> ClipScorer:
     loaded = load_exported(folder, device=device)
+    _check_contrast(folder, loaded)
     network: Any = loaded.model
-
-    def encode_texts(texts: list[str]) -> Tensor:
-        ids_BT, mask_BT = loaded.tokenizer.encode(texts, loaded.exported.max_text_tokens)
-        return network.encode_text(ids_BT.to(device), mask_BT.to(device)).feature_BE
 
     return ClipScorer(
         name=f"{loaded.exported.recipe}-{loaded.exported.size}",
@@ -89,7 +124,26 @@ def _ours(folder: str, device: torch.device) -> ClipScorer:
         preprocess=loaded.preprocess,
         device=device,
         image_encoder=lambda image_BCHW: network.encode_image(image_BCHW).feature_BE,
-        text_encoder=encode_texts,
+        tokenizer=lambda texts: loaded.tokenizer.encode(texts, loaded.exported.max_text_tokens),
+        text_encoder=lambda ids_BT, mask_BT: network.encode_text(ids_BT, mask_BT).feature_BE,
+    )
+
+
+def _check_contrast(folder: str, loaded: LoadedModel) -> None:
+    """Raises ValueError for a model whose joint embedding was never trained: its cosines mean nothing."""
+    config, fresh = loaded.config, loaded.exported.training.get("fresh", ())
+    objectives = getattr(config, "objectives", ("itc",))
+    stage = getattr(config, "stage", "vision_language")
+    if "itc" not in objectives:
+        why = f"it was trained for {', '.join(objectives)} alone"
+    elif stage != "vision_language":
+        why = f"it comes from stage {stage!r}"
+    elif {"image_projection.weight", "text_projection.weight"} & set(fresh):
+        why = "its checkpoint had no projections, so they are random"
+    else:
+        return
+    raise ValueError(
+        f"model {folder!r} puts pictures and texts into no common space: {why}; give one trained with itc"
     )
 
 
@@ -116,7 +170,8 @@ def _open_clip(name: str, pretrained: str | None, device: torch.device) -> ClipS
         preprocess=preprocess,
         device=device,
         image_encoder=network.encode_image,
-        text_encoder=lambda texts: network.encode_text(tokenizer(texts).to(device)),
+        tokenizer=lambda texts: (tokenizer(texts),),
+        text_encoder=network.encode_text,
     )
 
 
@@ -148,4 +203,4 @@ def exported_fingerprint(folder: str | Path) -> str:
 
 
 def _unit(feature_BE: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(feature_BE.float(), dim=-1).cpu()
+    return torch.nn.functional.normalize(feature_BE.float(), dim=-1)

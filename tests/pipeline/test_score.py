@@ -131,7 +131,7 @@ def test_a_row_for_every_success_and_a_reason_for_every_null(tmp_path: Path, mod
     assert len(set(values)) == len(values)
     assert all(-1 <= v <= 1 for v in values if v is not None)
     (_, record) = manifest.read_all(str(tmp_path / "out"))
-    assert record["notes"] == {"model": "clip-tiny"}
+    assert record["notes"] == {"model": "clip-tiny", "device": "cpu", "threads": 1, "torch": torch.__version__}
 
 
 def test_scores_are_the_same_bits_on_the_real_runner(tmp_path: Path, model: Path) -> None:

@@ -43,14 +43,20 @@ class Kind(ABC):
         column: its column's name unless `name` gives another.
         pictures: whether it looks at pictures. Kinds that do not can judge candidates too, and open no tar.
         options: the fields of ScoreConfig, beside those of all kinds, that mean something to it.
+        uses: columns that each row brings where the input has them.
     """
 
     column: ClassVar[str]
     pictures: ClassVar[bool]
     options: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def check(self, config: ScoreConfig) -> None:  # noqa: B027 - most values are right by their type
         """Raises ConfigError for values that no worker could start with."""
+
+    def sees(self, config: ScoreConfig) -> bool:
+        """Whether it looks at pictures with these options."""
+        return self.pictures
 
     def needs(self, config: ScoreConfig) -> tuple[str, ...]:
         """Columns of the input, or of `config.columns`, that each row must bring beside its caption."""
@@ -59,6 +65,15 @@ class Kind(ABC):
     @abstractmethod
     def schema(self, name: str) -> pa.Schema:
         """The columns it writes beside `key`."""
+
+    def columns(self, name: str, config: ScoreConfig, judge: Judge | None = None) -> pa.Schema:
+        """The same where options add to them. `judge` is there once it is loaded, and knows what no option
+        says, such as the length of an embedding."""
+        return self.schema(name)
+
+    def notes(self, judge: Judge) -> dict[str, Any]:
+        """Small facts for the manifest of each unit, as JSON values."""
+        return {"model": judge.name}
 
     def inputs(self, config: ScoreConfig) -> tuple[Input, ...]:
         """What every unit depends on beside its rows, such as the content of a model.

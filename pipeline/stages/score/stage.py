@@ -26,10 +26,17 @@ from pipeline.predicate import NOT_SELECTED, Predicate
 from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
 from pipeline.stages.score.clip import Clip
 from pipeline.stages.score.config import ScoreConfig
+from pipeline.stages.score.embedding import Embedding
 from pipeline.stages.score.kind import Judge, Kind
 from pipeline.stages.score.language import Language
+from pipeline.stages.score.quality import Quality
 
-KINDS: dict[str, Kind] = {"clip": Clip(), "language": Language()}
+KINDS: dict[str, Kind] = {
+    "clip": Clip(),
+    "embedding": Embedding(),
+    "language": Language(),
+    "quality": Quality(),
+}
 
 #: options of all kinds
 COMMON = frozenset({"input", "kind", "columns", "where", "name", "cpus"})
@@ -69,7 +76,7 @@ class ScoreStage(Stage):
     @property
     def schema(self) -> pa.Schema:
         """The columns that it writes beside `key`."""
-        return self.kind.schema(self._name)
+        return self.kind.columns(self._name, self.config, self._judge)
 
     @property
     def resources(self) -> Resources:
@@ -86,7 +93,7 @@ class ScoreStage(Stage):
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         of_candidates = candidates.is_candidates(self.config.input)
-        if of_candidates and self.kind.pictures:
+        if of_candidates and self.kind.sees(self.config):
             raise ConfigError(
                 f"input {self.config.input!r} holds candidates, and kind {self.config.kind!r} looks at "
                 "pictures; crawl them first, and score the crawl's output"
@@ -143,7 +150,10 @@ class ScoreStage(Stage):
 
     def run(self, unit: Unit, scratch: Path) -> Output:
         url, sidecars = unit.inputs[0].url, self._sidecars(unit)
-        named = {*self.needs, *(self.where.columns if self.where is not None else ())}
+        named = {
+            *(name.lower() for name in self.needs),
+            *(self.where.columns if self.where is not None else ()),
+        }
         if "part" in unit.source:
             table, tar = candidates.read_part(url, {"caption", *named}), None
         else:
@@ -151,7 +161,7 @@ class ScoreStage(Stage):
         table = columns.join(table, ((s, columns.read_column(s, named)) for s in sidecars))
         judged, counts = self.judge(table, tar)
         assert self._judge is not None
-        return Output(parts={".parquet": judged}, counts=counts, notes={"model": self._judge.name})
+        return Output(parts={".parquet": judged}, counts=counts, notes=self.kind.notes(self._judge))
 
     def judge(self, table: pa.Table, tar: str | None) -> tuple[pa.Table, Counts]:
         """The sidecar of one shard: a row for every success of `table`, or for every row where it has no
@@ -171,10 +181,11 @@ class ScoreStage(Stage):
             dropped.update(r for r in refused.to_pylist() if r is not None)
             asked = table.filter(pc.is_null(refused))
         found: dict[str, tuple[Any, ...]] = {}
-        if self.kind.pictures and tar:
-            rows = rows_with_pictures(tar, asked, self.needs)
+        brought = (*self.needs, *(name for name in self.kind.uses if name in table.column_names))
+        if self.kind.sees(self.config) and tar:
+            rows = rows_with_pictures(tar, asked, brought)
         else:
-            rows = rows_of(asked, self.needs)
+            rows = rows_of(asked, brought)
         for key, values, reason in self._judge.judge(rows):
             if values is not None:
                 found[key] = values
@@ -184,7 +195,7 @@ class ScoreStage(Stage):
         return self._table(table["key"], found), Counts(len(table), len(found), dropped)
 
     def _table(self, keys: pa.ChunkedArray, found: dict[str, tuple[Any, ...]]) -> pa.Table:
-        schema = self.kind.schema(self._name)
+        schema = self.schema
         rows = [found.get(key) for key in keys.to_pylist()]
         arrays = [
             pa.array([None if row is None else row[at] for row in rows], field.type)
