@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError
 BENCHMARKS = {
     "crawl": "CPU and memory of a picture, beside img2dataset, over http and https",
     "discover": "CPU of a thousand WAT records, beside cc2dataset",
+    "caption": "captions a CPU second, beside transformers writing about a picture at a time",
+    "curation": "precision and recall of each stage on planted truths",
     "loader": "CPU of a training sample, beside open_clip's loader",
     "train": "samples a second, FLOPs, utilisation and memory of a training step",
 }
