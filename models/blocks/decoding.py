@@ -1,7 +1,8 @@
 """A causal decoder token by token: what was computed for earlier tokens and for the picture is kept.
 
 Each picture has the same number of rows (beams or candidates). Its keys and values are projected once and
-never copied: the rows of a picture ask them together, as one longer sequence of queries.
+never copied: the rows of a picture ask them together, as one longer sequence of queries. Those of the tokens
+are written into room that is there already, which grows by `SPARE` tokens at a time.
 
 Shapes: M pictures, C rows of a picture, R = M * C rows, T new tokens, S tokens so far, N image tokens, H
 heads, d head width, D width, V vocabulary, K pictures that go on.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from models.blocks.attention import CrossAttention, SelfAttention, join_heads, s
 from models.blocks.tied_text import TiedBert, TiedLayer
 
 KeysValues = tuple[Tensor, Tensor]
+
+#: tokens for which room is made at once
+SPARE = 16
 
 
 class CachedDecoder:
@@ -49,7 +52,11 @@ class CachedDecoder:
         """Goes on with some pictures only, and in each with the given rows (repeated ones are copied)."""
         rows = parent_KC.new_tensor(self._rows_per_picture())
         chosen_R = (picture_K[:, None] * rows + parent_KC).flatten()
-        self.past = [(k[chosen_R], v[chosen_R]) for k, v in (kv for kv in self.past if kv is not None)]
+        length = self.length
+        self.past = [
+            (k[:, :, :length][chosen_R], v[:, :, :length][chosen_R])
+            for k, v in (kv for kv in self.past if kv is not None)
+        ]
         if len(picture_K) != len(self.memory[0][0]):
             self.memory = [(k[picture_K], v[picture_K]) for k, v in self.memory]
 
@@ -59,7 +66,9 @@ class CachedDecoder:
 
     def _step(self, index: int, layer: TiedLayer, x_RTD: Tensor, rows: int) -> Tensor:
         def look_back(y_RTD: Tensor) -> Tensor:
-            attended_RTD, self.past[index] = _extend(layer.decoder_attention, y_RTD, self.past[index])
+            attended_RTD, self.past[index] = _extend(
+                layer.decoder_attention, y_RTD, self.past[index], self.length
+            )
             return attended_RTD
 
         x_RTD = layer.residual(x_RTD, layer.decoder_attention_norm, look_back)
@@ -77,14 +86,32 @@ def _project(attention: CrossAttention, image_MND: Tensor) -> KeysValues:
     )
 
 
-def _extend(attention: SelfAttention, x_RTD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-    """Attention of the new tokens to themselves and to the past, and the past with them."""
+def _extend(
+    attention: SelfAttention, x_RTD: Tensor, past: KeysValues | None, length: int
+) -> tuple[Tensor, KeysValues]:
+    """Attention of the new tokens to themselves and to the `length` tokens before, and all of them with room
+    behind."""
     projected = (attention.query(x_RTD), attention.key(x_RTD), attention.value(x_RTD))
-    q_RHTd, k_RHSd, v_RHSd = (split_heads(t, attention.heads) for t in projected)
-    if past is not None:
-        k_RHSd, v_RHSd = torch.cat([past[0], k_RHSd], dim=2), torch.cat([past[1], v_RHSd], dim=2)
-    y_RHTd = F.scaled_dot_product_attention(q_RHTd, k_RHSd, v_RHSd, is_causal=past is None)
+    q_RHTd, k_RHTd, v_RHTd = (split_heads(t, attention.heads) for t in projected)
+    old_k, old_v = past if past is not None else (None, None)
+    k_RHSd, v_RHSd = _append(old_k, k_RHTd, length), _append(old_v, v_RHTd, length)
+    now = length + x_RTD.shape[1]
+    y_RHTd = F.scaled_dot_product_attention(
+        q_RHTd, k_RHSd[:, :, :now], v_RHSd[:, :, :now], is_causal=past is None
+    )
     return attention.out(join_heads(y_RHTd)), (k_RHSd, v_RHSd)
+
+
+def _append(past_RHSd: Tensor | None, new_RHTd: Tensor, length: int) -> Tensor:
+    """The first `length` tokens and the new ones, in place where there is room."""
+    rows, heads, new, width = new_RHTd.shape
+    if past_RHSd is None or past_RHSd.shape[2] < length + new:
+        grown_RHSd = new_RHTd.new_empty(rows, heads, length + new + SPARE, width)
+        if past_RHSd is not None:
+            grown_RHSd[:, :, :length] = past_RHSd[:, :, :length]
+        past_RHSd = grown_RHSd
+    past_RHSd[:, :, length : length + new] = new_RHTd
+    return past_RHSd
 
 
 def _look(attention: CrossAttention, x_RTD: Tensor, memory: KeysValues, rows: int) -> Tensor:

@@ -5,11 +5,11 @@
     texts = generate(decoder, first_ids, image_id_M, how=how, end_id=102)
 
 Lengths count the opening token and the prompt. A picture whose texts are all complete leaves the
-computation. Draws are keyed by (seed, picture, candidate, position): the other pictures of a batch do not
-matter.
+computation, and so do the complete texts of a sample. Draws are keyed by (seed, picture, candidate,
+position): the other pictures of a batch do not matter.
 
 Shapes: M pictures, C rows of a picture (beams or candidates), L tokens so far, V vocabulary, X candidates
-for continuation (2C).
+for continuation (2C), K pictures that go on, W rows of each that go on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from models.precision import upcast
 
 #: the score of what does not exist
 NEVER = -1e9
+#: the share of rows still going at which the others leave; leaving copies what the decoder keeps
+FEW = 0.8
 
 
 class Decoder(Protocol):
@@ -129,52 +131,58 @@ def generate(
 
 
 def _greedy(decoder: Decoder, ids_M1L: Tensor, how: Beam, end_id: int) -> list[list[list[int]]]:
-    return _draw(decoder, ids_M1L, 1, how, end_id, lambda logits_MCV, alive_M, length: logits_MCV.argmax(-1))
+    return _draw(decoder, ids_M1L, 1, how, end_id, lambda logits_KWV, *_: logits_KWV.argmax(-1))
 
 
 def _sample(
     decoder: Decoder, ids_M1L: Tensor, image_id_M: Tensor, how: Nucleus, end_id: int, candidates: range
 ) -> list[list[list[int]]]:
-    def choose(logits_MCV: Tensor, alive_M: Tensor, length: int) -> Tensor:
+    def choose(logits_KWV: Tensor, picture_K: Tensor, row_KW: Tensor, length: int) -> Tensor:
         context = StepContext(seed=how.seed, step=length)
-        uniform_MC = context.uniform("nucleus", image_id_M[alive_M], how.candidates)
-        own_MC = uniform_MC[:, candidates.start : candidates.stop]
-        return draw_nucleus(logits_MCV, own_MC, p=how.p, top_k=how.top_k)
+        uniform_KC = context.uniform("nucleus", image_id_M[picture_K], how.candidates)
+        own_KW = uniform_KC.gather(1, row_KW + candidates.start)
+        return draw_nucleus(logits_KWV, own_KW, p=how.p, top_k=how.top_k)
 
     return _draw(decoder, ids_M1L, len(candidates), how, end_id, choose)
 
 
 class _Choice(Protocol):
-    def __call__(self, logits_MCV: Tensor, alive_M: Tensor, length: int, /) -> Tensor: ...
+    def __call__(self, logits_KWV: Tensor, picture_K: Tensor, row_KW: Tensor, length: int, /) -> Tensor: ...
 
 
 def _draw(
     decoder: Decoder, ids_M1L: Tensor, rows: int, how: Beam | Nucleus, end_id: int, choose: _Choice
 ) -> list[list[list[int]]]:
-    """One token after the other by `choose`, every row for itself."""
+    """One token after the other by `choose`, every row for itself. `picture_K` and `row_KW` say which texts
+    are still computed."""
     pictures, _, prompt = ids_M1L.shape
     device = ids_M1L.device
     written_MCL = torch.full((pictures, rows, how.max_length), end_id, device=device)
     written_MCL[:, :, :prompt] = ids_M1L
-    alive_M = torch.arange(pictures, device=device)
-    ended_MC = torch.zeros(pictures, rows, dtype=torch.bool, device=device)
-    logits_MCV = decoder.advance(ids_M1L)
-    decoder.keep(alive_M, torch.zeros(pictures, rows, dtype=torch.int64, device=device))
-    logits_MCV = logits_MCV.expand(-1, rows, -1)
+    picture_K = torch.arange(pictures, device=device)
+    row_KW = torch.arange(rows, device=device).expand(pictures, -1)
+    ended_KW = torch.zeros(pictures, rows, dtype=torch.bool, device=device)
+    logits_KWV = decoder.advance(ids_M1L)
+    decoder.keep(picture_K, torch.zeros_like(row_KW))
+    logits_KWV = logits_KWV.expand(-1, rows, -1)
     for length in range(prompt, how.max_length):
-        seen_MCL = written_MCL[alive_M, :, :length]
-        scores_MCV = adjust(upcast(logits_MCV), seen_MCL, how=how, end_id=end_id)
-        token_MC = torch.where(ended_MC, end_id, choose(scores_MCV, alive_M, length))
-        written_MCL[alive_M, :, length] = token_MC
-        ended_MC = ended_MC | (token_MC == end_id)
-        on_K = (~ended_MC.all(dim=1)).nonzero().squeeze(1)
-        if len(on_K) == 0 or length + 1 == how.max_length:
+        seen_KWL = written_MCL[picture_K[:, None], row_KW, :length]
+        scores_KWV = adjust(upcast(logits_KWV), seen_KWL, how=how, end_id=end_id)
+        token_KW = torch.where(ended_KW, end_id, choose(scores_KWV, picture_K, row_KW, length))
+        written_MCL[picture_K[:, None], row_KW, length] = token_KW
+        ended_KW = ended_KW | (token_KW == end_id)
+        going_K = (~ended_KW).sum(dim=1)
+        most = int(going_K.max())
+        if most == 0 or length + 1 == how.max_length:
             break
-        if len(on_K) < len(alive_M):
-            own_KC = torch.arange(rows, device=device).expand(len(on_K), -1)
-            decoder.keep(on_K, own_KC)
-            alive_M, ended_MC, token_MC = alive_M[on_K], ended_MC[on_K], token_MC[on_K]
-        logits_MCV = decoder.advance(token_MC[:, :, None])
+        on_K = going_K.nonzero().squeeze(1)
+        if len(on_K) < len(picture_K) or most < FEW * ended_KW.shape[1]:
+            # the same number of rows for each picture: those that go on first, then complete ones
+            own_KW = ended_KW[on_K].int().argsort(dim=1, stable=True)[:, :most]
+            decoder.keep(on_K, own_KW)
+            picture_K, row_KW = picture_K[on_K], row_KW[on_K].gather(1, own_KW)
+            ended_KW, token_KW = ended_KW[on_K].gather(1, own_KW), token_KW[on_K].gather(1, own_KW)
+        logits_KWV = decoder.advance(token_KW[:, :, None])
     return [[_until_end(row, end_id) for row in rows_CL] for rows_CL in written_MCL[:, :, prompt:].tolist()]
 
 

@@ -12,7 +12,10 @@ from models.published.formats import CLIP_MEAN, CLIP_STD
 from models.recipes import RECIPES, blip
 from models.tokenizer import Tokenizer, train_wordpiece
 
-WORDS = tuple(["picture", "of", "shard", "a", "red", "car", "and", "the", "green", "house", "by", "river", "with", "two", "dogs", "in", "old", "town"])
+WORDS = (
+    "picture", "of", "shard", "a", "red", "car", "and", "the", "green", "house", "by", "river", "with", "two",
+    "dogs", "in", "old", "town",
+)  # fmt: skip
 
 
 def tokenizer_at(folder: Path) -> Tokenizer:

@@ -3,8 +3,8 @@ the web's caption; one row for every success.
 
     pairmill caption --input images --output columns/caption --captioner runs/captioner/model \
                      --filter runs/filter/model --candidates 10
-    pairmill caption --input images --output columns/caption --where "clip_score < 0.3" --columns columns/clip \
-                     --captioner hf:Salesforce/blip-image-captioning-base
+    pairmill caption --input images --output columns/caption --captioner hf:OWNER/NAME \
+                     --where "clip_score < 0.3" --columns columns/clip
 
 CapFilt (BLIP, arXiv 2201.12086) writes one caption a picture by nucleus sampling, and lets a filter judge it
 and the web's. LAION-COCO writes 40, keeps the 5 best by a CLIP and the best of them by a larger one. Both are
