@@ -7,20 +7,22 @@ from collections.abc import Sequence
 
 from jobs.saved import name_stage
 from jobs.verb import Request
-from pipeline import manifest, storage
+from pipeline import manifest, session, storage
 from pipeline.runner import run_stage
 from pipeline.stage import Stage
 from pipeline.summary import Summary
 
 
 def run_stages(stages: Sequence[tuple[Stage, str]], request: Request) -> int:
-    """Runs (stage, output folder) pairs one after the other; the first exit code that is not 0 ends it."""
-    for stage, output in stages:
-        resolved = name_stage(request.resolved, stage) if request.resolved else ""
-        summary = run_stage(stage, output, request.options, resolved=resolved)
-        report_failed(stage.name, output, summary)
-        if summary.exit_code:
-            return summary.exit_code
+    """Runs (stage, output folder) pairs one after the other, on one Ray; the first exit code that is not 0
+    ends it."""
+    with session.shared_session():
+        for stage, output in stages:
+            resolved = name_stage(request.resolved, stage) if request.resolved else ""
+            summary = run_stage(stage, output, request.options, resolved=resolved)
+            report_failed(stage.name, output, summary)
+            if summary.exit_code:
+                return summary.exit_code
     return 0
 
 

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import columns, inputs
+from pipeline.ranges import ROW_GROUP
 from pipeline.settings import location
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import ROW_GROUP
 from pipeline.stages.dedup.semantic import vectors
 from pipeline.stages.dedup.semantic.samples import Samples, ShardFiles
 

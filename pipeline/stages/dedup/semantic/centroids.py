@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.ranges import READERS
 from pipeline.settings import location
 from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
-from pipeline.stages.dedup.parts import READERS
 from pipeline.stages.dedup.semantic import kmeans, vectors
 from pipeline.stages.dedup.semantic.config import SemanticOptions
 from pipeline.stages.dedup.semantic.samples import Samples, ShardFiles

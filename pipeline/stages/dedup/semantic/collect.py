@@ -4,7 +4,6 @@ buckets. So the last stage opens one file a shard, and not one a shard and bucke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pyarrow.compute as pc
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
+from pipeline.ranges import read_between, write_sorted
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import READERS, folder_input, read_where, write_part
+from pipeline.stages.dedup.parts import folder_input, read_all
 from pipeline.stages.dedup.semantic.resolve import RESOLVED
 
 
@@ -62,16 +62,15 @@ class Collect(Stage):
         keys = columns.read_parquet(unit.inputs[0].url, {"key"})["key"].combine_chunks()
         table = self._rows_of(keys).sort_by("key").combine_chunks()
         counts = Counts(len(table), len(table))
-        return Output(parts={".parquet": write_part(table, scratch / "collected")}, counts=counts)
+        return Output(parts={".parquet": write_sorted(table, scratch / "collected")}, counts=counts)
 
     def _rows_of(self, keys: pa.StringArray) -> pa.Table:
         if not len(keys):
             return RESOLVED.empty_table()
         ends = pc.min_max(keys).as_py()
 
-        def read(bucket: Shard) -> pa.Table:
-            table = read_where(bucket.input.url, "key", ends["min"], ends["max"])
+        def read(url: str) -> pa.Table:
+            table = read_between(url, "key", ends["min"], ends["max"], names=RESOLVED.names)
             return table.filter(pc.is_in(table["key"], value_set=keys))
 
-        with ThreadPoolExecutor(READERS) as pool:
-            return pa.concat_tables(pool.map(read, self._resolved))
+        return pa.concat_tables(read_all(self._resolved, read))

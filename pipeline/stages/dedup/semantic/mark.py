@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from pipeline import columns, inputs
 from pipeline.errors import ConfigError
+from pipeline.ranges import read_between
 from pipeline.settings import location, operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import read_where
+from pipeline.stages.dedup.semantic.resolve import RESOLVED
 from pipeline.stages.dedup.semantic.samples import Samples
 
 #: drop reason of the samples that are marked
@@ -71,7 +72,7 @@ class SemanticMark(Stage):
 def mark(keys: pa.StringArray, collected: str) -> pa.Table:
     """The columns of samples with these keys, in their order."""
     ends = pc.min_max(keys).as_py()
-    rows = read_where(collected, "key", ends["min"] or "", ends["max"] or "").combine_chunks()
+    rows = read_between(collected, "key", ends["min"] or "", ends["max"] or "", names=RESOLVED.names)
     place = pc.index_in(keys, value_set=rows["key"].combine_chunks())
     return pa.table(
         {

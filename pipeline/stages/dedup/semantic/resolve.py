@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from pipeline import inputs
 from pipeline.errors import InputError
 from pipeline.inputs import Shard
+from pipeline.ranges import read_between, write_sorted
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import READERS, folder_input, read_where, write_part
+from pipeline.stages.dedup.parts import folder_input, read_all
 from pipeline.stages.dedup.semantic import vectors
 from pipeline.stages.dedup.semantic.config import FAR_FROM_CENTROID
 from pipeline.stages.dedup.semantic.pairs import find_earlier
@@ -64,14 +65,17 @@ class SemanticResolve(Stage):
         sizes = np.unique(facts["cluster"].to_numpy(), return_counts=True)[1]
         notes = {"clusters": len(sizes), "largest": int(sizes.max(initial=0))}
         counts = Counts(len(table), len(table))
-        return Output(parts={".parquet": write_part(table, scratch / "resolved")}, counts=counts, notes=notes)
+        return Output(
+            parts={".parquet": write_sorted(table, scratch / "resolved")}, counts=counts, notes=notes
+        )
 
     def _read(self, bucket: int) -> tuple[pa.Table, vectors.Codes]:
         """The facts of a bucket's samples, and their vectors in the same order."""
-        facts, pieces = [], []
-        for table in self._parts(bucket):
-            facts.append(table.select(FACTS))
-            pieces.append(vectors.from_arrow(table["vector"]))
+        names = [*FACTS, "vector"]
+        tables = read_all(self._groups, lambda url: read_between(url, "bucket", bucket, bucket, names=names))
+        facts = pa.concat_tables([table.select(FACTS) for table in tables]).combine_chunks()
+        pieces = [vectors.from_arrow(table["vector"]) for table in tables]
+        del tables
         width = pieces[0].shape[1]
         codes = np.empty((sum(map(len, pieces)), width), np.int16)
         at = len(codes)
@@ -79,14 +83,7 @@ class SemanticResolve(Stage):
             piece = pieces.pop()
             codes[at - len(piece) : at] = piece
             at -= len(piece)
-        return pa.concat_tables(facts).combine_chunks(), codes
-
-    def _parts(self, bucket: int) -> Iterator[pa.Table]:
-        def read(group: Shard) -> pa.Table:
-            return read_where(group.input.url, "bucket", bucket, bucket, names=[*FACTS, "vector"])
-
-        with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(read, self._groups)
+        return facts, codes
 
 
 def resolve(facts: pa.Table, codes: vectors.Codes, *, eps: float, keep: str) -> pa.Table:
@@ -103,8 +100,8 @@ def resolve(facts: pa.Table, codes: vectors.Codes, *, eps: float, keep: str) -> 
     cluster = facts["cluster"].to_numpy()
     before = np.full(len(order), -1, np.int64)
     similarity = np.full(len(order), np.nan, np.float32)
-    starts = np.flatnonzero(np.diff(cluster, prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    bounds = [*np.flatnonzero(np.diff(cluster, prepend=-1)), len(order)]
+    for start, stop in itertools.pairwise(bounds):
         found, similarity[start:stop] = find_earlier(codes[order[start:stop]])
         before[start:stop] = np.where(found < 0, -1, found + start)
     lost = similarity.astype(np.float64) > 1 - eps
