@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.settings import location, operational, since
 from pipeline.stages.score.clip import ClipOptions
 from pipeline.stages.score.embedding import EmbeddingOptions
+from pipeline.stages.score.safety import SafetyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class ScoreConfig:
         input: the image folder (the crawl's output, or a folder of img2dataset); for kinds that need no
             picture also a candidates folder.
         kind: what is judged: `clip`, the cosine of picture and caption; `embedding`, what a model makes of
-            both; `language`, the caption's language.
+            both; `language`, the caption's language; `quality`, measures that need no model; `safety`, what
+            a detector or a head says of the picture.
         columns: column folders over the same input, whose columns `where` may name.
         where: judge only rows for which this SQL expression is true, such as `duplicate_of IS NULL`; the
             others have null.
@@ -33,6 +35,7 @@ class ScoreConfig:
         decode_threads: threads that decode pictures beside the computing.
         clip: options of kind clip.
         embedding: options of kind embedding.
+        safety: options of kind safety.
     """
 
     input: str = location("")
@@ -51,3 +54,4 @@ class ScoreConfig:
     decode_threads: int = operational(2)
     clip: ClipOptions = since(ClipOptions())
     embedding: EmbeddingOptions = since(EmbeddingOptions())
+    safety: SafetyOptions = since(SafetyOptions())

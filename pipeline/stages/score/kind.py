@@ -62,6 +62,9 @@ class Kind(ABC):
         """Columns of the input, or of `config.columns`, that each row must bring beside its caption."""
         return ()
 
+    def check_input(self, schema: pa.Schema, config: ScoreConfig) -> None:  # noqa: B027
+        """Raises ConfigError where a column of `needs`, all of which `schema` has, is not of its type."""
+
     @abstractmethod
     def schema(self, name: str) -> pa.Schema:
         """The columns it writes beside `key`."""

@@ -27,15 +27,19 @@ from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
 from pipeline.stages.score.clip import Clip
 from pipeline.stages.score.config import ScoreConfig
 from pipeline.stages.score.embedding import Embedding
+from pipeline.stages.score.hashes import Hash
 from pipeline.stages.score.kind import Judge, Kind
 from pipeline.stages.score.language import Language
 from pipeline.stages.score.quality import Quality
+from pipeline.stages.score.safety import Safety
 
 KINDS: dict[str, Kind] = {
     "clip": Clip(),
     "embedding": Embedding(),
+    "hash": Hash(),
     "language": Language(),
     "quality": Quality(),
+    "safety": Safety(),
 }
 
 #: options of all kinds
@@ -124,6 +128,7 @@ class ScoreStage(Stage):
                 f"kind {self.config.kind!r} with these options reads column {missing[0]!r}, which neither "
                 f"the input nor --columns has; known columns: {', '.join(schema.names)}"
             )
+        self.kind.check_input(schema, self.config)
 
     def unit_over(self, number: int, shard: Input) -> Unit:
         """The unit over one shard of images that is not in its folder yet (`pipeline.fused`)."""
