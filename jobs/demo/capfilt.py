@@ -4,9 +4,10 @@
     python -m jobs.demo.capfilt --seeds 1 --arms raw,bootstrapped
 
 For each seed a small web is painted of which 40 % of the captions are shuffled, and `capfilt.yaml` beside
-this file runs on it: the commands that serve the web. Then `FOLDER/seed-N/capfilt.json` holds what each model
-can do on held-out scenes, and what captioner and filter did against the truth; `FOLDER/capfilt.json` holds all
-seeds. Start it again and it goes on; what is finished is not done again. docs/bootstrapping.md has the figures.
+this file runs on it: the commands that serve the web. Then `FOLDER/seed-N/capfilt.json` holds what each
+model can do on held-out scenes, and what captioner and filter did against the truth; `FOLDER/capfilt.json`
+holds all seeds. Start it again and it goes on; what is finished is not done again. docs/bootstrapping.md has
+the figures.
 """
 
 from __future__ import annotations

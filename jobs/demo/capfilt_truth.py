@@ -89,8 +89,8 @@ def judge_filter(
 
     Returns:
         `web`: counts of right and wrong captions kept and dropped, precision and recall of dropping wrong
-        ones, ROC AUC of the probability; `written`: which share of the written ones is right, before and after
-        the filter; `packed`: which share is right of the texts that stay, of the web's alone and of both.
+        ones, ROC AUC of the probability; `written`: which share of the written ones is right, before and
+        after the filter; `packed`: which share is right of the texts that stay, of the web's and of both.
     """
     rows = table.select(["url", "web_itm", "synthetic_captions", "synthetic_itm"]).to_pylist()
     web_right = np.array([not truth[row["url"]].wrong for row in rows])
