@@ -87,6 +87,12 @@ def isdir(url: str) -> bool:
     return bool(fs.isdir(path))
 
 
+def size(url: str) -> int:
+    """Bytes of an object; raises FileNotFoundError."""
+    fs, path = resolve(url)
+    return int(fs.size(path))
+
+
 def list_files(url: str) -> list[FileInfo]:
     """The files directly in a folder, by name; empty when the folder does not exist.
 

@@ -48,11 +48,12 @@ def write_indexes(output: str, shards: Sequence[ShardFacts]) -> None:
         "base": "",
         "shardlist": shardlist,
     }
-    _write_if_new(storage.join(output, SIZES), sizes)
-    _write_if_new(storage.join(output, WIDS), wids)
+    write_if_new(storage.join(output, SIZES), sizes)
+    write_if_new(storage.join(output, WIDS), wids)
 
 
-def _write_if_new(url: str, value: dict[str, Any]) -> None:
+def write_if_new(url: str, value: dict[str, Any]) -> None:
+    """Writes an index, unless it says the same already."""
     data = (json.dumps(value, indent=1) + "\n").encode()
     if not storage.exists(url) or storage.read_bytes(url) != data:
         storage.write_bytes(url, data)

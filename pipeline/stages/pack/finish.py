@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
-from pipeline.shards import index
+from pipeline import manifest, storage
+from pipeline.shards import index, view
 from pipeline.shards.format import shard_name
 
 
@@ -27,3 +27,14 @@ def write_indexes(output: str) -> None:
         facts = {fact: notes[fact] for fact in ("samples", "size", "md5")}
         shards.append(index.ShardFacts(name=name, **facts))
     index.write_indexes(output, shards)
+
+
+def view_facts(samples: int) -> dict[str, Any]:
+    """The notes of a unit of a view: number of samples."""
+    return {"samples": samples}
+
+
+def write_view_index(output: str, images: str) -> None:
+    """Writes `view.json`; leaves it alone where it says the same already. `images`: where the pictures lie."""
+    shards = {f"{shard_name(r['unit'])}.parquet": r["notes"]["samples"] for r in manifest.read_all(output)}
+    index.write_if_new(storage.join(output, view.INDEX), view.index_of(output, images, shards))

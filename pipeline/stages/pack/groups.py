@@ -19,7 +19,9 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: (hashlib.sha256(f"{seed}:{name}".encode()).digest(), name))
 
 
-def plan_groups(planned: Sequence[Unit], numbers: Sequence[int], *, group: int, seed: int) -> list[dict]:
+def plan_groups(
+    planned: Sequence[Unit], numbers: Sequence[int], *, group: int, seed: int, view: bool = False
+) -> list[dict]:
     """The source of each group, in order: those of `planned` first and unchanged, then new ones for the
     shards that no group holds yet.
 
@@ -27,7 +29,13 @@ def plan_groups(planned: Sequence[Unit], numbers: Sequence[int], *, group: int, 
         ConfigError: the planned groups were cut otherwise, or hold shards that are gone.
     """
     sources = [dict(unit.source) for unit in planned]
+    kind = {"view": True} if view else {}
     for source in sources:
+        if source.get("view", False) != view:
+            raise ConfigError(
+                f"the output holds {'copies of pictures' if view else 'a view'}, and the two do not go into one "
+                "folder; choose another --output"
+            )
         if (source["group"], source["seed"]) != (group, seed):
             raise ConfigError(
                 f"the output was packed with group {source['group']} and seed {source['seed']}, not group "
@@ -42,5 +50,5 @@ def plan_groups(planned: Sequence[Unit], numbers: Sequence[int], *, group: int, 
         )
     fresh = [int(name) for name in shuffled((str(n) for n in numbers if n not in held), seed)]
     for start in range(0, len(fresh), group):
-        sources.append({"shards": fresh[start : start + group], "group": group, "seed": seed})
+        sources.append({"shards": fresh[start : start + group], "group": group, "seed": seed, **kind})
     return sources

@@ -2,15 +2,15 @@
 
     pairmill pack --input images --columns columns/clip --where "clip_score >= 0.28" --output shards
 
-A unit is a group of image shards. Its rows are joined with their columns, judged (`pipeline.selection`), and
-those kept are written in a seeded order: `N.tar`, `N.parquet` (all columns of the kept rows, in the order of
-the tar) and `N_stats.json`. What was dropped is counted by reason in the manifest. When all units stand,
-`sizes.json` (open_clip) and `wids.json` (random access by wids) are written over the whole folder.
+A unit is a group of image shards. Its rows are joined with their columns, judged (`judge`; what is asked of all
+samples together was decided by the stages of `select`), and those kept are written in a seeded order: `N.tar`,
+`N.parquet` (all columns of the kept rows, in the order of the tar) and `N_stats.json`. What was dropped is counted by
+reason in the manifest. When all units stand, `sizes.json` (open_clip) and `wids.json` (random access by wids) are
+written over the whole folder. A view has `N.texts` in the place of `N.tar`, and `view.json` (`pipeline.shards.view`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,49 +20,48 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs, tombstones, uids
+from pipeline import columns, inputs, tombstones
 from pipeline.errors import ConfigError, InputError
-from pipeline.rules import get_preset
-from pipeline.selection import Selection
 from pipeline.settings import location, since
-from pipeline.stage import Counts, Input, Output, Stage, Unit
-from pipeline.stages.pack.captions import CaptionOptions, CaptionPolicy
-from pipeline.stages.pack.finish import shard_facts, write_indexes
+from pipeline.shards import view as views
+from pipeline.stage import Counts, Input, Output, Payload, Stage, Unit
+from pipeline.stages.pack.finish import shard_facts, view_facts, write_indexes, write_view_index
 from pipeline.stages.pack.groups import plan_groups, shuffled
+from pipeline.stages.pack.judge import Judge, read_shard
+from pipeline.stages.pack.rule import RuleOptions
 from pipeline.stages.pack.samples import make_sample, open_pool, rows_of
-from pipeline.tombstones import Tombstones
+from pipeline.stages.pack.view import find_places, write_view
 
 #: the images' parquet says success, and the tar has no picture under this key
 NO_PICTURE = "missing_in_shard"
 
+#: parts, the rows that are in them, whether each row that was to be written has a picture, notes
+Written = tuple[dict[str, Payload], pa.Table, list[bool], dict[str, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig:
+class PackConfig(RuleOptions):
     """What is packed, and by which rule.
 
     Attributes:
         input: the image folder (the crawl's output, or a folder of img2dataset).
         columns: column folders to join: outputs of score and dedup.
-        where: keep samples for which this SQL expression over the columns is true, such as
-            `clip_score >= 0.28 AND duplicate_of IS NULL`.
-        preset: keep samples that satisfy a preset of known datasets, such as `laion400m`.
-        uids: keep samples whose uid is in this file: DataComp's `.npy` of pairs, or a text list.
         tombstones: folders or lists of what was taken down (docs/takedown.md) and must not be packed; those
             of the image folder and of the output always count.
         group: image shards in one training shard.
         seed: of the order of shards and samples.
-        captions: which texts of a sample are packed.
+        view: write lists of where the pictures lie in the image folder instead of copies of them.
+        buckets: parts into which the hashes of max_per_text and max_per_domain are divided; one must fit in a
+            worker's memory (about 150 bytes for each of rows / buckets).
     """
 
     input: str = location("")
     columns: tuple[str, ...] = location(())
-    where: str | None = None
-    preset: str | None = None
-    uids: str | None = location(None)
     tombstones: list[str] | str = location(factory=list)
     group: int = 4
     seed: int = 0
-    captions: CaptionOptions = since(CaptionOptions())
+    view: bool = since(False)
+    buckets: int = since(16)
 
 
 class Pack(Stage):
@@ -72,27 +71,36 @@ class Pack(Stage):
     version = 1
     suffixes = (".tar", ".parquet", "_stats.json")
 
-    def __init__(self, config: PackConfig) -> None:
-        """Raises ConfigError for a rule that cannot be read, before any input is looked at."""
+    def __init__(self, config: PackConfig, *, verdicts: str | None = None) -> None:
+        """verdicts: the folder of what was decided on all samples together, where the rule asks for that.
+
+        Raises:
+            ConfigError: a rule that cannot be read, before any input is looked at.
+        """
         if config.group < 1:
             raise ConfigError(f"group {config.group} must be at least 1 image shard")
         self.config = config
-        self._books = tombstones.with_book(config, config.input).tombstones
-        self.selection = Selection(where=config.where, preset=config.preset)
-        preset = get_preset(config.preset).captions if config.preset is not None else None
-        self.captions = CaptionPolicy(config.captions, seed=config.seed, preset=preset)
+        self.judge = Judge(config, books=books_of(config), seed=config.seed)
+        self.verdicts = verdicts if self.judge.limits else None
+        assert bool(self.verdicts) == bool(self.judge.limits), "the stages of `select` come first"
+        if self.judge.limits:  # other verdicts on shards that stand, since some were added, are no surprise
+            self.redo_on_new_inputs = True  # type: ignore[misc]
+        if config.view:
+            self.suffixes = (".parquet", views.TEXTS, "_stats.json")  # type: ignore[misc]
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        images = {s.number: s for s in inputs.shards(self.config.input, ".tar")}
-        self._tombstones()
-        folders = [columns.open_folder(url) for url in self.config.columns]
+        config = self.config
+        images = {s.number: s for s in inputs.shards(config.input, ".tar")}
+        folders = [columns.open_folder(url) for url in config.columns]
         parts = {n: (s.input, *(f.shard(n) for f in folders)) for n, s in images.items()}
         first = next(iter(images.values()))
         schema = columns.joined_schema(first.sibling(".parquet"), [i.url for i in parts[first.number][1:]])
-        self.selection.check(schema)
-        self.captions.check(schema)
-        shared = self._shared_inputs()
-        sources = plan_groups(planned, sorted(images), group=self.config.group, seed=self.config.seed)
+        self.judge.check(schema)
+        if self.config.view:
+            _check_names(schema)
+        parts = self._with_verdicts(parts)
+        shared = self.judge.shared_inputs()
+        sources = plan_groups(planned, sorted(images), group=config.group, seed=config.seed, view=config.view)
         return [
             Unit(
                 number=number,
@@ -102,74 +110,95 @@ class Pack(Stage):
             for number, source in enumerate(sources)
         ]
 
-    def _shared_inputs(self) -> tuple[Input, ...]:
-        """What every unit depends on beside its shards: the list of uids, the text of the preset's rules."""
-        found = []
-        if self.config.uids is not None:
-            ((_, info),) = inputs.files(self.config.uids)
-            uids.load(self.config.uids)
-            found.append(Input(url=self.config.uids, fingerprint=inputs.file_fingerprint(info)))
-        if self.config.preset is not None:
-            text = repr([(name, rule.text) for name, rule in self.selection.rules()])
-            if (captions := get_preset(self.config.preset).captions) is not None:
-                text += repr(captions)
-            mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-            found.append(Input(url=f"preset:{self.config.preset}", fingerprint=mark))
-        return tuple(found)
-
-    def _tombstones(self) -> Tombstones:
-        """Raises ConfigError for a place that does not exist, or an entry that cannot be read."""
-        return tombstones.load(self._books)
+    def _with_verdicts(self, parts: dict[int, tuple[Input, ...]]) -> dict[int, tuple[Input, ...]]:
+        if self.verdicts is None:
+            return parts
+        decided = {s.number: s.input for s in inputs.shards(self.verdicts, ".parquet")}
+        if missing := sorted(parts.keys() - decided.keys()):
+            raise ConfigError(
+                f"{self.verdicts}: {len(missing)} of {len(parts)} image shards have no verdicts yet; run pack "
+                "again over all tasks, where it runs as several"
+            )
+        return {n: (*found, decided[n]) for n, found in parts.items()}
 
     def start(self) -> None:
-        if self.config.uids is not None:
-            config, subset = self.config, uids.load(self.config.uids)
-            self.selection = Selection(where=config.where, preset=config.preset, uids=subset)
+        self.judge.start()
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        # webdataset brings torch, which the driver does not need
-        from pipeline.shards.writer import ShardWriter
-
         shards = self._shards_of(unit)
-        table = columns.concat([_read_shard(images, sidecars) for images, sidecars in shards])
-        # read for every unit: a worker may live for days, and what is taken down meanwhile must not go in
-        taken = self._tombstones().mask(table)
-        reasons = pc.if_else(taken, tombstones.TAKEN_DOWN, self.selection.reasons(table))
-        chosen = self.captions.choose(table)
-        reasons = pc.coalesce(reasons, chosen.reasons)
+        table = columns.concat([read_shard(images, sidecars) for images, sidecars, _ in shards])
+        judged = self.judge.judge(table)
+        reasons = judged.reasons
+        if self.verdicts is not None:
+            reasons = pc.coalesce(reasons, _verdicts(table, [verdicts for _, _, verdicts in shards]))
         dropped = Counter(r for r in reasons.to_pylist() if r is not None)
         # what was taken down is told by its reason alone: the images' parquet calls it a failed download
         others = pc.fill_null(pc.not_equal(reasons, tombstones.TAKEN_DOWN), True)
         statuses = Counter(table["status"].filter(others).to_pylist())
-        kept = _in_order(chosen.written(table).filter(pc.is_null(reasons)), self.config.seed)
-        target = scratch / "shard.tar"
-        with open_pool([images for images, _ in shards]) as pool, ShardWriter(target) as writer:
-            written = []
-            for row in rows_of(kept):
-                pictures = pool.read(row["key"])
-                written.append(pictures is not None)
-                if pictures is None:
-                    dropped[NO_PICTURE] += 1
-                else:
-                    writer.write(make_sample(row, pictures))
-        kept = kept.filter(pa.array(written, pa.bool_()))
+        kept = _in_order(judged.chosen.written(table).filter(pc.is_null(reasons)), self.config.seed)
+        write = self._write_view if self.config.view else self._write_tar
+        parts, kept, there, facts = write(unit, kept, scratch)
+        if there.count(False):
+            dropped[NO_PICTURE] += there.count(False)
         counts = Counts(len(table), len(kept), dropped)
-        facts = shard_facts(target, len(kept))
-        parts = {".tar": target, ".parquet": kept, "_stats.json": _stats(counts, statuses)}
-        return Output(parts=parts, counts=counts, notes=facts)
+        return Output(parts={**parts, "_stats.json": _stats(counts, statuses)}, counts=counts, notes=facts)
 
-    def _shards_of(self, unit: Unit) -> list[tuple[str, list[str]]]:
-        """(tar, sidecars) of each image shard of the group, as `plan` put them among the inputs."""
+    def _write_tar(self, unit: Unit, kept: pa.Table, scratch: Path) -> Written:
+        # late: what only plans does without it
+        from pipeline.shards.writer import ShardWriter
+
+        target = scratch / "shard.tar"
+        with open_pool([images for images, _, _ in self._shards_of(unit)]) as pool:
+            there = []
+            with ShardWriter(target) as writer:
+                for row in rows_of(kept):
+                    pictures = pool.read(row["key"])
+                    there.append(pictures is not None)
+                    if pictures is not None:
+                        writer.write(make_sample(row, pictures))
+        kept = kept.filter(pa.array(there, pa.bool_()))
+        return {".tar": target, ".parquet": kept}, kept, there, shard_facts(target, len(kept))
+
+    def _write_view(self, unit: Unit, kept: pa.Table, scratch: Path) -> Written:
+        marks = {i.url: i for i in unit.inputs}
+        places = find_places([marks[images] for images, _, _ in self._shards_of(unit)])
+        kept, there = write_view(kept, rows_of(kept), places, scratch / "texts")
+        return {".parquet": kept, views.TEXTS: scratch / "texts"}, kept, there, view_facts(len(kept))
+
+    def _shards_of(self, unit: Unit) -> list[tuple[str, list[str], str]]:
+        """(tar, sidecars, verdicts or nothing) of each image shard of the group, as `plan` put them among the
+        inputs."""
         width = 1 + len(self.config.columns)
-        urls = [i.url for i in unit.inputs][: width * len(unit.source["shards"])]
-        return [(urls[at], urls[at + 1 : at + width]) for at in range(0, len(urls), width)]
+        step = width + (self.verdicts is not None)
+        urls = [i.url for i in unit.inputs][: step * len(unit.source["shards"])]
+        return [
+            (urls[at], urls[at + 1 : at + width], "".join(urls[at + width : at + step]))
+            for at in range(0, len(urls), step)
+        ]
 
     def finish(self, output: str) -> None:
-        write_indexes(output)
+        if self.config.view:
+            write_view_index(output, self.config.input)
+        else:
+            write_indexes(output)
 
 
-def _read_shard(tar: str, sidecars: list[str]) -> pa.Table:
-    return columns.read_joined(tar.rsplit(".", 1)[0] + ".parquet", sidecars)
+def books_of(config: PackConfig) -> list[str] | str:
+    """The tombstones that count for a pack: those that its config names, and those of its images."""
+    return tombstones.with_book(config, config.input).tombstones
+
+
+def _verdicts(table: pa.Table, urls: Sequence[str]) -> pa.Array:
+    """What was decided on each row; null where it is kept."""
+    found = pa.concat_tables([columns.read_parquet(url) for url in urls]).combine_chunks()
+    place = pc.index_in(table["key"].combine_chunks(), value_set=found["key"].combine_chunks())
+    return found["reason"].combine_chunks().take(place)
+
+
+def _check_names(schema: pa.Schema) -> None:
+    clash = [name for name in schema.names if name.lower() in (views.TAR, views.MEMBERS)]
+    if clash:
+        raise ConfigError(f"a view writes column {clash[0]!r}, which is there already; name it otherwise")
 
 
 def _in_order(table: pa.Table, seed: int) -> pa.Table:
