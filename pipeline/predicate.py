@@ -93,7 +93,9 @@ class Predicate:
             raise ConfigError(_unknown_column(self.text, unknown[0], sorted(known)))
         # a table without columns has no length in SQL: a row number stands beside those that are named
         names = [known[name] for name in sorted(self.columns)]
-        rows = table.select(names).append_column("__row__", pa.array(range(len(table)), pa.int64()))
+        rows = _readable(table.select(names)).append_column(
+            "__row__", pa.array(range(len(table)), pa.int64())
+        )
         with _connection() as connection:
             connection.register("rows", rows)
             try:
@@ -112,6 +114,19 @@ class Predicate:
             finally:
                 connection.unregister("rows")
         return kept.combine_chunks() if kept.num_chunks else pa.array([], pa.bool_())
+
+
+def _readable(table: pa.Table) -> pa.Table:
+    """DuckDB takes no 16-bit floats from Arrow: embeddings become lists of 32-bit ones."""
+    for at, field in enumerate(table.schema):
+        kind = field.type
+        if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)):
+            continue
+        if pa.types.is_float16(kind.value_type):
+            size = kind.list_size if pa.types.is_fixed_size_list(kind) else -1
+            wide = table.column(at).cast(pa.list_(pa.float32(), size))
+            table = table.set_column(at, field.name, wide)
+    return table
 
 
 _threads = threading.local()
