@@ -39,6 +39,10 @@ class Writer(Protocol):
     @property
     def name(self) -> str: ...
 
+    def check(self, how: Beam | Nucleus) -> None:
+        """Raises ValueError for texts that it cannot write."""
+        ...
+
     def prepare(self, image: Image.Image) -> Any:
         """A picture as `write_prepared` takes it; safe to call from several threads."""
         ...
@@ -63,6 +67,20 @@ class Captioner:
     @property
     def name(self) -> str:
         return f"{self.loaded.exported.recipe}-{self.loaded.exported.size}"
+
+    def check(self, how: Beam | Nucleus) -> None:
+        """Raises ValueError for texts longer than the model has positions for, or without room for a word."""
+        positions, first = self.loaded.config.text_positions, len(self.first_ids)
+        if how.max_length > positions:
+            raise ValueError(
+                f"max_length {how.max_length} exceeds the model's {positions} positions; "
+                "ask for shorter texts"
+            )
+        if how.max_length <= first:
+            raise ValueError(
+                f"max_length {how.max_length} leaves no room after {first} first tokens (the opening one and "
+                "the prompt); raise it"
+            )
 
     def prepare(self, image: Image.Image) -> Tensor:
         return self.loaded.preprocess(image)
@@ -100,16 +118,10 @@ class Captioner:
                 are written a part after the other.
 
         Raises:
-            ValueError: sampling without a key for each picture, or longer texts than the model has
-                positions for.
+            ValueError: sampling without a key for each picture; as `check`.
         """
         how = how or Beam()
-        positions = self.loaded.config.text_positions
-        if how.max_length > positions:
-            raise ValueError(
-                f"max_length {how.max_length} exceeds the model's {positions} positions; "
-                "ask for shorter texts"
-            )
+        self.check(how)
         if isinstance(how, Nucleus) and len(keys) != len(image_BCHW):
             raise ValueError(
                 f"{len(keys)} keys for {len(image_BCHW)} pictures; sampling needs the name of each picture"

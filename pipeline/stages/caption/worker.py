@@ -57,9 +57,11 @@ class CaptionWorker:
             self.matcher = load_matcher(config.filter, device=device, dtype=dtype) if config.filter else None
             pairs = ((config.clip, config.clip_pretrained), (config.clip2, config.clip2_pretrained))
             self.clips = [load_clip(m, pretrained=tag, device=device) for m, tag in pairs if m]
+            self.how = _sampling(config)
+            if self.writer:
+                self.writer.check(self.how)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.how = _sampling(config)
 
     @property
     def names(self) -> dict[str, str]:
