@@ -364,12 +364,13 @@ def test_policies_and_bytes(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "caption_source" not in pq.read_schema(tmp_path / "web/00000000.parquet").names
 
 
-def test_another_policy_of_a_preset_is_another_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_policy_of_a_preset_is_another_input(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PackConfig(input=str(world / "images"), columns=(str(world / "caption"),), preset="best-text")
     marks = set()
     for captions in (None, "laion-coco", "mix"):
         preset = rules.Preset(name="best-text", about="", table=(), captions=captions)
         monkeypatch.setitem(rules.PRESETS, "best-text", preset)
-        marks |= {i.fingerprint for i in Pack(PackConfig(preset="best-text"))._shared_inputs()}
+        marks |= {i.fingerprint for i in Pack(config).plan([])[0].inputs if i.url.startswith("preset:")}
     assert len(marks) == 3
 
 
