@@ -119,7 +119,8 @@ def build_parser(name: str, verb: Verb) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(verb.config, None)
     if verb.stage:
-        parser.add_argument("--output", type=str, required=True, help="output folder, any fsspec location")
+        needed = {"required": True} if verb.needs_output else {"default": ""}
+        parser.add_argument("--output", type=str, help="output folder, any fsspec location", **needed)
         parser.add_class_arguments(RunOptions, None)
     else:
         parser.add_argument(

@@ -1,23 +1,57 @@
-"""Writes training shards: `pairmill pack`, or `python -m jobs.pack`."""
+"""Writes training shards: `pairmill pack`, or `python -m jobs.pack`; or tells what a rule would keep:
+
+    pairmill pack --dry_run true --input images --columns columns/clip --preset laion400m \\
+                  --against.where "clip_score >= 0.28"
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import sys
+from dataclasses import dataclass
 
+from jobs.pack_dry_run import dry_run
+from jobs.pack_funnel import as_json, render
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
-from pipeline import session
+from pipeline import session, storage
+from pipeline.errors import ConfigError
+from pipeline.settings import operational
 from pipeline.stage import Stage
 from pipeline.stages.pack import PackConfig, pack_stages
+from pipeline.stages.pack.rule import RuleOptions
+from pipeline.summary import EXIT_DONE
 from pipeline.tombstones import with_book
 
 
-def stages(config: PackConfig, output: str) -> list[tuple[Stage, str]]:
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(PackConfig):
+    """What is packed, by which rule; or only what a rule would keep.
+
+    Attributes:
+        dry_run: say what the rule keeps and why the rest goes, from the stored columns; write nothing.
+        against: another rule over the same columns, which a dry run compares with this one.
+        json: of a dry run: file for the figures as JSON.
+    """
+
+    dry_run: bool = operational(False)
+    against: RuleOptions = operational(RuleOptions())
+    json: str | None = operational(None)
+
+
+def stages(config: PackOptions, output: str) -> list[tuple[Stage, str]]:
     return pack_stages(with_book(config, output), output)
 
 
-def run(config: PackConfig, request: Request) -> int:
+def run(config: PackOptions, request: Request) -> int:
+    if config.dry_run:
+        return _dry_run(config, request)
+    if config.against != RuleOptions() or config.json is not None:
+        raise ConfigError("--against and --json belong to a dry run; pass --dry_run true, or leave them out")
+    if not request.output:
+        raise ConfigError("no --output; give the folder of the shards, or --dry_run true to look only")
     *before, pack = stages(config, request.output)
     with session.shared_session():
         # what is chosen among all samples needs all of them, however few groups are wanted for a taste
@@ -25,7 +59,20 @@ def run(config: PackConfig, request: Request) -> int:
         return run_stages(before, whole) or run_stages([pack], request)
 
 
-VERB = Verb(config=PackConfig, run=run, stage=True, stages=stages)
+def _dry_run(config: PackOptions, request: Request) -> int:
+    """Prints the funnel; what was taken down from the output counts where one is given."""
+    if request.output:
+        config = with_book(config, request.output)
+    against = None if config.against == RuleOptions() else config.against
+    found = dry_run(config, against, workers=request.options.workers or os.cpu_count() or 1)
+    print(render(found))
+    if config.json is not None:
+        data = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
+        storage.write_bytes(config.json, data.encode())
+    return EXIT_DONE
+
+
+VERB = Verb(config=PackOptions, run=run, stage=True, stages=stages, needs_output=False)
 
 if __name__ == "__main__":
     from jobs.cli import main

@@ -6,7 +6,7 @@ from pipeline.stage import Stage
 from pipeline.stages.pack.select import select_stages, verdicts_folder
 from pipeline.stages.pack.stage import Pack, PackConfig, books_of
 
-__all__ = ["Pack", "PackConfig", "pack_stages"]
+__all__ = ["Pack", "PackConfig", "books_of", "pack_stages", "select_stages", "verdicts_folder"]
 
 
 def pack_stages(config: PackConfig, output: str) -> list[tuple[Stage, str]]:
