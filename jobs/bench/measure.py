@@ -29,6 +29,8 @@ PR_SET_CHILD_SUBREAPER = 36
 SAMPLE_SECONDS = 0.05
 #: samples of the times for one of the memory, which costs more to ask
 MEMORY_EVERY = 10
+#: what the command line of a worker begins with while it works
+RAY_WORKER = "ray::"
 #: how long what the command has left behind may take to end
 END_SECONDS = 60
 
@@ -36,11 +38,22 @@ END_SECONDS = 60
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """cpu: seconds of user and system time. process, tree: peak memory in bytes of the largest process
-    (resident) and of all of them together (proportional share, so that shared pages count once)."""
+    (resident) and of all of them together (proportional share, so that shared pages count once).
+
+    wall: seconds from start to end. workers: what the largest of Ray's workers had (resident) at so many
+    seconds, whenever one was at work.
+    """
 
     cpu: float
     process: int
     tree: int
+    wall: float = 0.0
+    workers: Sequence[tuple[float, int]] = ()
+
+    @property
+    def worker(self) -> int:
+        """Peak memory in bytes of the largest worker."""
+        return max((memory for _, memory in self.workers), default=0)
 
 
 def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost:
@@ -89,14 +102,22 @@ class _Books:
     def __init__(self) -> None:
         self._cpu: dict[tuple[int, float], float] = {}
         self._process = self._tree = 0
+        self._began = time.monotonic()
+        self._workers: list[tuple[float, int]] = []
 
     def cost(self) -> Cost:
-        return Cost(cpu=sum(self._cpu.values()), process=self._process, tree=self._tree)
+        return Cost(
+            cpu=sum(self._cpu.values()),
+            process=self._process,
+            tree=self._tree,
+            wall=time.monotonic() - self._began,
+            workers=self._workers,
+        )
 
     def watch(self) -> None:
         me, samples = psutil.Process(), 0
         while True:
-            tree = 0
+            tree = worker = 0
             for child in me.children(recursive=True):
                 try:
                     spent = child.cpu_times()
@@ -105,9 +126,13 @@ class _Books:
                         memory = child.memory_full_info()
                         tree += memory.pss
                         self._process = max(self._process, memory.rss)
+                        if child.cmdline()[:1] and child.cmdline()[0].startswith(RAY_WORKER):
+                            worker = max(worker, memory.rss)
                 except psutil.Error:  # it ended meanwhile
                     continue
             self._tree = max(self._tree, tree)
+            if worker:
+                self._workers.append((round(time.monotonic() - self._began, 1), worker))
             samples += 1
             time.sleep(SAMPLE_SECONDS)
 
