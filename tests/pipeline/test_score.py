@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,10 @@ from PIL import Image
 from models.exported import ExportedConfig, write_exported
 from models.recipes import RECIPES
 from models.tokenizer import train_wordpiece
-from pipeline import manifest, session
+from pipeline import manifest
 from pipeline.errors import ConfigError
-from pipeline.runner import run_stage
-from pipeline.runner_options import RunOptions
 from pipeline.stages.score import ScoreConfig, ScoreStage
-from pipeline.stages.score.weights import model_fingerprint
+from pipeline.weights import model_fingerprint
 from tests.pipeline.folders import crawled, jpeg, make_foreign, make_images, run_here
 
 OPEN_CLIP = "pairmill-test"
@@ -33,12 +30,6 @@ OPEN_CLIP_CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray() -> Iterator[None]:
-    with session.shared_session():
-        yield
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -131,20 +122,8 @@ def test_a_row_for_every_success_and_a_reason_for_every_null(tmp_path: Path, mod
     assert len(set(values)) == len(values)
     assert all(-1 <= v <= 1 for v in values if v is not None)
     (_, record) = manifest.read_all(str(tmp_path / "out"))
-    assert record["notes"] == {"model": "clip-tiny", "device": "cpu", "threads": 1, "torch": torch.__version__}
-
-
-def test_scores_are_the_same_bits_on_the_real_runner(tmp_path: Path, model: Path) -> None:
-    make_images(tmp_path / "images", _world())
-    config = ScoreConfig(input=str(tmp_path / "images"), model=str(model), batch_size=3)
-    options = RunOptions(workers=1)
-    summary = run_stage(ScoreStage(config), str(tmp_path / "a"), options)
-    assert (summary.exit_code, summary.done) == (0, 2)
-    run_here(ScoreStage(dataclasses.replace(config, decode_threads=4)), tmp_path / "b")
-    for name in ("00000000.parquet", "00000001.parquet"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    again = run_stage(ScoreStage(config), str(tmp_path / "a"), options)
-    assert (again.done, again.done_before) == (0, 2)
+    here = {"device": "cpu", "threads": 1, "torch": torch.__version__}
+    assert record["notes"] == {"model": "clip-tiny", **here}
 
 
 def test_equals_open_clip_computed_by_hand(tmp_path: Path, checkpoint: Path) -> None:
