@@ -1,6 +1,7 @@
 # Set-up and the two commands of the README. Everything is installed into .venv, nothing outside it.
 #   make demo    the whole chain on a small web that is built here, report at the end
 #   make learn   every recipe learns the demo's scenes; figures against margins (half an hour)
+#   make capfilt   noisy captions, bootstrapped ones and clean ones, three times over (about an hour)
 #   make test    the tests
 #   make check   lint, format, types, import rules
 #   make prove   the slow proofs: kills, browsers
@@ -11,14 +12,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo-run
 LEARN ?= learn-run
+CAPFILT ?= capfilt-run
 
-.PHONY: demo learn test check prove prove-ci fidelity clean
+.PHONY: demo learn capfilt test check prove prove-ci fidelity clean
 
 demo: .venv/.demo
 	$(BIN)/python -m jobs.demo --folder $(DEMO)
 
 learn: .venv/.demo
 	$(BIN)/python -m jobs.demo.learn --folder $(LEARN)
+
+capfilt: .venv/.demo
+	$(BIN)/python -m jobs.demo.capfilt --folder $(CAPFILT)
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not prove"
@@ -51,4 +56,4 @@ check: .venv/.test
 	touch $@
 
 clean:
-	rm -rf .venv $(DEMO) $(LEARN)
+	rm -rf .venv $(DEMO) $(LEARN) $(CAPFILT)
