@@ -1,6 +1,6 @@
 """Writes one HTML file about a whole chain: `pairmill report`, or `python -m jobs.report`.
 
-The page holds everything inside itself (style, charts, small pictures), loads nothing and runs no script.
+The page holds everything inside itself (style, charts, small pictures, a script of ours) and loads nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class ReportConfig:
         thumbnails: pictures shown per verdict.
         seed: of the choice of pictures.
         max_shards: shards whose sidecars are read for histogram and pictures; of more, a seeded choice.
+        sample: rows in the page for several thresholds moved together; exact where no more can be kept.
+        page_mb: size that the page stays below; pictures are made smaller, then left out.
     """
 
     candidates: str | None = None
@@ -49,6 +51,8 @@ class ReportConfig:
     thumbnails: int = 12
     seed: int = 0
     max_shards: int = 1000
+    sample: int = 20_000
+    page_mb: float = 8.0
 
 
 def report(config: ReportConfig) -> int:
@@ -83,6 +87,12 @@ def check(config: ReportConfig) -> None:
         raise ConfigError(f"thumbnails {config.thumbnails} must be in 1..200: they are all inside the page")
     if config.max_shards < 1:
         raise ConfigError(f"max_shards {config.max_shards} must be at least 1")
+    if config.sample < 1 or config.sample > 200_000:
+        raise ConfigError(f"sample {config.sample} must be in 1..200000: the rows are inside the page")
+    if config.page_mb < 3:
+        raise ConfigError(
+            f"page_mb {config.page_mb:g} must be at least 3: the page without pictures may take 2"
+        )
     if config.seed < 0:
         raise ConfigError(f"seed {config.seed} must not be negative")
 

@@ -15,6 +15,8 @@ from jobs.reporting.runs import Curve, smoothed
 from jobs.reporting.text import count, figure
 
 Points = Sequence[tuple[float, float]]
+#: attributes of SVG that are not written with hyphens
+_CAMEL = ("viewBox", "preserveAspectRatio")
 
 
 def tag(name: str, text: str | Markup = "", **attributes: str | float) -> Markup:
@@ -22,7 +24,7 @@ def tag(name: str, text: str | Markup = "", **attributes: str | float) -> Markup
     parts = [name]
     for key, value in attributes.items():
         shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-        parts.append(f'{key.rstrip("_").replace("_", "-") if key != "viewBox" else key}="{escape(shown)}"')
+        parts.append(f'{key.rstrip("_").replace("_", "-") if key not in _CAMEL else key}="{escape(shown)}"')
     return Markup(f"<{' '.join(parts)}>{escape(text)}</{name}>")
 
 
@@ -135,19 +137,19 @@ def histogram(
     body += tag("text", axis, class_="name", x=left + plot_w / 2, y=height - 6, text_anchor="middle")
     for value in thresholds:
         if edges[0] <= value <= edges[-1]:
-            body += _threshold(x_of(value), value, top, plot_h, width)
+            left_side = value < max(thresholds) and x_of(value) > left + 110
+            body += _threshold(x_of(value), value, top, plot_h, turned=left_side or x_of(value) > width - 110)
     return _svg(body, width, height, label)
 
 
-def _threshold(x: float, value: float, top: int, plot_h: float, width: int) -> Markup:
-    near_end = x > width - 110
+def _threshold(x: float, value: float, top: int, plot_h: float, *, turned: bool) -> Markup:
     words = tag(
         "text",
         f"threshold {value:g}",
         class_="threshold-name",
-        x=x - 5 if near_end else x + 5,
+        x=x - 5 if turned else x + 5,
         y=top - 10,
-        text_anchor="end" if near_end else "start",
+        text_anchor="end" if turned else "start",
     )
     return tag("line", class_="threshold", x1=x, x2=x, y1=top - 20, y2=top + plot_h) + words
 

@@ -30,13 +30,17 @@ WORDS = {
 }
 
 
+_OPPOSITE = {">=": "below", ">": "not above", "<=": "above", "<": "not below"}
+
+
 def reason_words(reason: str) -> str:
     """A drop reason as a person reads it: `predicate: clip_score >= 0.28` gives `not clip_score >= 0.28`."""
     name, because, part = reason.partition(": ")
     if because and name == "predicate":
         return clean(_unmet(part), 120)
     if because and name == "predicate_null":
-        return clean(f"no value for {part}", 120)
+        found = re.fullmatch(r"(\w+) (>=|>|<=|<) CASE .* END", part, re.DOTALL)
+        return clean(f"no value for {found[1] if found else part}", 120)
     preset, dot, rule = reason.partition(".")
     if dot and rule:
         return clean(f"{preset}: {rule.replace('_', ' ')}", 120)
@@ -47,10 +51,15 @@ def _unmet(part: str) -> str:
     """A condition that does not hold, in words where it is a simple one."""
     if part == "duplicate_of IS NULL":
         return "duplicate of another picture"
-    if found := re.fullmatch(r"(\w+) (>=|>|<=|<) (-?[\d.]+)", part):
+    if found := re.fullmatch(r"(\w+)_duplicate_of IS NULL", part):
+        return f"{found[1].replace('_', ' ')} duplicate of another picture"
+    if part == "contaminated_by IS NULL":
+        return "picture of a benchmark"
+    if found := re.fullmatch(r"(\w+) (>=|>|<=|<) CASE .* END", part, re.DOTALL):
+        return f"{found[1]} {_OPPOSITE[found[2]]} what the rule asks of it"
+    if found := re.fullmatch(r"(\w+|\w+\(\w+\)) (>=|>|<=|<) (-?[\d.]+)", part):
         column, comparison, value = found.groups()
-        opposite = {">=": "below", ">": "not above", "<=": "above", "<": "not below"}[comparison]
-        return f"{column} {opposite} {value}"
+        return f"{column} {_OPPOSITE[comparison]} {value}"
     return f"fails {part}"
 
 

@@ -69,7 +69,7 @@ def _card(facts: Facts, sample: Sample, reason: str) -> dict[str, Any]:
         row.get("original_height") or row.get("height"),
     )
     return {
-        "picture": facts.pictures.get((sample.shard, row["key"])),
+        "picture": facts.pictures.large.get((sample.shard, row["key"])),
         "caption": clean(row.get("caption"), MAX_CAPTION),
         "score": None if sample.score is None else f"{sample.score:.3f}",
         "wrong": bool(sample.wrong),

@@ -12,19 +12,22 @@ import numpy as np
 
 from jobs.report import ReportConfig
 from jobs.reporting.books import StageFacts, named, read_stage
-from jobs.reporting.judge import counted_reason, explainer, rule_text
-from jobs.reporting.pictures import thumbnails
-from jobs.reporting.rows import KEPT, Tally, Truth, ranking_auc, read_truth, tally
+from jobs.reporting.judge import Judge, counted_reason, rule_text
+from jobs.reporting.pictures import Pictures, thumbnails
+from jobs.reporting.rows import KEPT, Tally
 from jobs.reporting.runs import RunFacts, read_run
+from jobs.reporting.survey import Survey, survey
 from jobs.reporting.text import plural
+from jobs.reporting.truth import ranking_auc, read_truth
 from pipeline import storage
 
 PACKAGES = (
     "pairmill", "torch", "deepspeed", "accelerate", "ray", "webdataset", "img2dataset", "open-clip-torch",
     "transformers", "pyarrow", "duckdb",
 )  # fmt: skip
-#: pack's reason for a row that its rule kept and whose picture is not in the tar
-NO_PICTURE = "missing_in_shard"
+TAKEN_DOWN = "taken_down"
+#: what a page needs beside its pictures, at most
+OTHER_BYTES = 1_600_000
 #: what rows of an img2dataset folder without a picture are called (pipeline.columns)
 FOREIGN_REASONS = {"failed_to_download", "failed_to_resize", "unknown"}
 
@@ -37,10 +40,11 @@ class Facts:
         config: what was asked for.
         stages: the books of every given folder, in the order of the chain.
         rows: what was counted over the sidecars; None without pictures.
+        survey: the same and all else that was found in them.
         shards_in_all: image shards that stand, of which `rows.shards` were read.
         thresholds: where the score is cut.
         rule: pack's rule in words; empty where nothing was packed.
-        pictures: (tar, key) -> `data:` address.
+        pictures: the thumbnails.
         auc: how well the score tells right from wrong; None without a truth.
         runs: training runs.
         versions: (package, version) of the installation that wrote the report.
@@ -49,15 +53,22 @@ class Facts:
 
     config: ReportConfig
     stages: tuple[StageFacts, ...]
-    rows: Tally | None = None
-    shards_in_all: int = 0
+    survey: Survey | None = None
     thresholds: tuple[float, ...] = ()
     rule: str = ""
-    pictures: dict[tuple[str, str], str] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=Pictures)
     auc: float | None = None
     runs: tuple[RunFacts, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> Tally | None:
+        return self.survey.rows if self.survey else None
+
+    @property
+    def shards_in_all(self) -> int:
+        return len(self.survey.source.every) if self.survey else 0
 
     @property
     def complete(self) -> bool:
@@ -115,26 +126,35 @@ def gather(config: ReportConfig) -> Facts:
     truth = read_truth(config.truth) if config.truth else None
     stages = _stages(config)
     pack, crawl = named(stages, "pack"), named(stages, "crawl")
-    settings = pack.settings if pack else {}
-    rule = rule_text(settings) if pack else ""
+    judge = Judge(settings=pack.settings, resolved=pack.resolved) if pack else None
+    rule = rule_text(pack.settings) if pack else ""
+    found = None
+    if crawl:
+        folders = [s.folder for s in stages if s.role == "column" and s.state != "absent"]
+        found = survey(config, folders, judge=judge, truth=truth, shards=pack.folder if pack else None)
+    rows = found.rows if found else None
     thresholds = (config.threshold,) if config.threshold is not None else thresholds_in(rule, config.score)
-    rows, in_all = _rows(config, stages, truth) if crawl else (None, 0)
-    pictures = {}
-    if rows:
-        pictures = thumbnails((s.shard, s.row["key"]) for group in rows.samples.values() for s in group)
+    if found and not thresholds:
+        cuts = found.what_if.rule.cuts
+        starts = {c.start for c in cuts if c.start is not None and c.value.lower() == config.score.lower()}
+        thresholds = tuple(sorted(starts))
     return Facts(
         config=config,
         stages=stages,
-        rows=rows,
-        shards_in_all=in_all,
+        survey=found,
         thresholds=thresholds,
         rule=rule,
-        pictures=pictures,
+        pictures=thumbnails(found.large, found.small, budget=_picture_bytes(config)) if found else Pictures(),
         auc=_auc(rows) if rows and truth else None,
         runs=tuple(read_run(folder) for folder in config.runs),
         versions=versions(),
-        notes=_notes(rows, in_all, stages),
+        notes=_notes(found, judge, stages),
     )
+
+
+def _picture_bytes(config: ReportConfig) -> int:
+    """What pictures may take of a page, as text: all but what the rest of it may need."""
+    return int(config.page_mb * 1e6) - OTHER_BYTES
 
 
 def _stages(config: ReportConfig) -> tuple[StageFacts, ...]:
@@ -142,20 +162,6 @@ def _stages(config: ReportConfig) -> tuple[StageFacts, ...]:
     asked += [(folder, "column") for folder in config.columns]
     asked.append((config.shards, "pack"))
     return tuple(read_stage(folder, role) for folder, role in asked if folder)
-
-
-def _rows(config: ReportConfig, stages: tuple[StageFacts, ...], truth: Truth | None) -> tuple[Tally, int]:
-    pack = named(stages, "pack")
-    return tally(
-        config.images or "",
-        [s.folder for s in stages if s.role == "column" and s.state != "absent"],
-        explain=explainer(pack.settings, pack.resolved) if pack else None,
-        truth=truth,
-        score=config.score,
-        per_group=config.thumbnails,
-        seed=config.seed,
-        max_shards=config.max_shards,
-    )
 
 
 def thresholds_in(rule: str, score: str) -> tuple[float, ...]:
@@ -183,7 +189,8 @@ def versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _notes(rows: Tally | None, in_all: int, stages: tuple[StageFacts, ...]) -> tuple[str, ...]:
+def _notes(found: Survey | None, judge: Judge | None, stages: tuple[StageFacts, ...]) -> tuple[str, ...]:
+    rows = found.rows if found else None
     notes = [
         f"{storage.basename(s.folder)}: units made with different settings stand side by side"
         for s in stages
@@ -194,13 +201,25 @@ def _notes(rows: Tally | None, in_all: int, stages: tuple[StageFacts, ...]) -> t
         more = f"; and {len(rows.problems) - 3} more" if len(rows.problems) > 3 else ""
         broken = plural(len(rows.problems), "image shard")
         notes.append(f"{broken} could not be judged; scores and pictures lack them: {shown}{more}")
-    pack = named(stages, "pack")
-    if rows and pack and pack.state == "done" and rows.shards == in_all:
-        packed = pack.kept + dict(pack.dropped).get(NO_PICTURE, 0)
-        now = rows.verdicts[KEPT]
-        if now != packed:
-            notes.append(
-                f"The images or columns have changed since they were packed: the rule would now keep {now:,} "
-                f"pictures, packed were {packed:,}"
-            )
+    if found and judge and rows and found.rows.shards == len(found.source.every):
+        notes += _changed(rows, judge, stages)
     return tuple(notes)
+
+
+def _changed(rows: Tally, judge: Judge, stages: tuple[StageFacts, ...]) -> list[str]:
+    """Whether the rule says of the columns as they are now what it said when they were packed."""
+    pack, crawl = named(stages, "pack"), named(stages, "crawl")
+    if pack is None or pack.state != "done" or crawl is None:
+        return []
+    before = {reason for reason, _ in crawl.dropped} | FOREIGN_REASONS | judge.reasons
+    # what pack dropped for other reasons (no picture, no text, beyond a limit) had passed its rule
+    passed = pack.kept + sum(n for reason, n in pack.dropped if reason not in before)
+    # a tombstone is asked before the rule: what the rule would have said is not known
+    unknown = dict(pack.dropped).get(TAKEN_DOWN, 0)
+    now = rows.verdicts[KEPT]
+    if passed - unknown <= now <= passed:
+        return []
+    return [
+        f"The images or columns have changed since they were packed: the rule would now keep {now:,} "
+        f"pictures, packed were {passed:,}"
+    ]

@@ -7,48 +7,81 @@ again, part by part: the first part that is not true names the reason.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from jobs.reporting.rows import Explain
+from jobs.reporting.expressions import conjuncts
 from pipeline import uids
+from pipeline.columns import SUCCESS
 from pipeline.predicate import PREDICATE, Predicate
-from pipeline.selection import Selection
+from pipeline.selection import NOT_IN_UIDS, Selection
 
 NULL = "_null"
 #: between the reason that pack counts and the part of the predicate that failed
 BECAUSE = ": "
 
 
-def explainer(settings: Mapping[str, Any], resolved: str = "") -> Explain:
-    """The judgement of a pack run: joined table -> drop reason per row, null where kept.
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """The judgement of a pack run, or of none: without a rule every picture is kept.
 
-    Args:
-        settings: pack's semantic configuration, from its manifests.
-        resolved: its resolved configuration, which names the list of uids, if any.
-
-    Raises:
-        ConfigError: the rule is none that this installation can apply, or its list of uids is gone.
+    settings: pack's semantic configuration, from its manifests.
+    resolved: its resolved configuration, which names the list of uids, if any.
     """
-    subset = _uids(resolved)
-    selection = Selection(
-        where=settings.get("where"),
-        preset=settings.get("preset"),
-        uids=uids.load(subset) if subset else None,
-    )
-    parts = [Predicate(text) for text in conjuncts(settings["where"])] if settings.get("where") else []
 
-    def explain(table: pa.Table) -> pa.Array:
-        reasons = selection.reasons(table)
-        return name_parts(table, reasons, parts) if len(parts) > 1 else reasons
+    settings: Mapping[str, Any]
+    resolved: str = ""
 
-    return explain
+    @cached_property
+    def selection(self) -> Selection:
+        """Raises ConfigError when the rule is none that this installation can apply, or its list is gone."""
+        subset = _uids(self.resolved)
+        return Selection(
+            where=self.settings.get("where"),
+            preset=self.settings.get("preset"),
+            uids=uids.load(subset) if subset else None,
+        )
+
+    @cached_property
+    def _parts(self) -> list[Predicate]:
+        where = self.settings.get("where")
+        return [Predicate(text) for text in conjuncts(where)] if where else []
+
+    @property
+    def conditions(self) -> list[str]:
+        """The rule as SQL expressions that must all be true."""
+        return [rule.text for _, rule in self.selection.rules()]
+
+    @property
+    def columns(self) -> set[str]:
+        """What it reads, in lower case."""
+        named = {name for _, rule in self.selection.rules() for name in rule.columns}
+        return named | ({"uid"} if self.selection.uids is not None else set())
+
+    @property
+    def reasons(self) -> set[str]:
+        """The drop reasons that pack counts by this rule."""
+        named = {name for name, _ in self.selection.rules()}
+        return named | {name + NULL for name in named} | {NOT_IN_UIDS}
+
+    def explain(self, table: pa.Table) -> pa.Array:
+        """The drop reason of each row of a joined table, null where it is kept."""
+        reasons = self.selection.reasons(table)
+        return name_parts(table, reasons, self._parts) if len(self._parts) > 1 else reasons
+
+    def basis(self, table: pa.Table) -> np.ndarray:
+        """The rows that the rule is asked of: they have a picture, and are in the list of uids if any."""
+        found = np.asarray(pc.fill_null(pc.equal(table["status"], SUCCESS), False))
+        if self.selection.uids is not None:
+            found &= np.asarray(self.selection.uids.contains(table["uid"]))
+        return found
 
 
 def name_parts(table: pa.Table, reasons: pa.Array, parts: list[Predicate]) -> pa.Array:
@@ -82,35 +115,6 @@ def rule_text(settings: Mapping[str, Any]) -> str:
     """All that pack asks of a row, as one SQL expression; empty where it keeps every picture."""
     selection = Selection(where=settings.get("where"), preset=settings.get("preset"))
     return " AND ".join(" ".join(rule.text.split()) for _, rule in selection.rules())
-
-
-def conjuncts(where: str) -> list[str]:
-    """The parts of a predicate that AND joins at its top, as DuckDB reads it and writes it again."""
-    with duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"}) as connection:
-
-        def ask(query: str, value: str) -> str:
-            row = connection.execute(query, [value]).fetchone()
-            return str(row[0]) if row else ""
-
-        tree = json.loads(ask("SELECT json_serialize_sql(?)", f"SELECT (\n{where}\n)"))
-        found = []
-        for node in _flattened(tree["statements"][0]["node"]["select_list"][0]):
-            tree["statements"][0]["node"]["select_list"] = [{**node, "alias": ""}]
-            text = ask("SELECT json_deserialize_sql(?::JSON)", json.dumps(tree))
-            found.append(_unwrapped(text.removeprefix("SELECT ").strip()))
-    return found
-
-
-def _flattened(node: dict[str, Any]) -> list[dict[str, Any]]:
-    if node.get("type") != "CONJUNCTION_AND":
-        return [node]
-    return [part for child in node["children"] for part in _flattened(child)]
-
-
-def _unwrapped(text: str) -> str:
-    """Without the brackets around the whole expression, where there are no others that could be torn."""
-    inner = text[1:-1]
-    return inner if text.startswith("(") and text.endswith(")") and not set("()'\"") & set(inner) else text
 
 
 def _uids(resolved: str) -> str | None:

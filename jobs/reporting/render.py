@@ -1,7 +1,8 @@
 """From facts to the page: words, numbers and charts, then one jinja2 template with autoescape.
 
-The page is one file: style inside, charts as SVG, pictures as `data:` addresses, no script. Its content
-security policy allows exactly that, so that text from the web that got past escaping would still do nothing.
+The page is one file: style inside, charts as SVG, pictures as `data:` addresses, one script of our own where
+there are thresholds to move. Its content security policy allows exactly that style and that script, by their
+hashes, so that text from the web that got past escaping would still do nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from jobs.reporting import charts, gallery, scores, tables
+from jobs.reporting import charts, curation, gallery, scores, tables, thresholds
 from jobs.reporting.books import StageFacts, named
 from jobs.reporting.funnel import funnel
 from jobs.reporting.gather import Facts
@@ -29,15 +30,26 @@ MAX_CONFIG = 20_000
 
 def render(facts: Facts) -> str:
     """The whole page."""
-    style = _read("report.css")
-    mark = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    style, script = _read("report.css"), _read("whatif.js")
+    assert "</" not in script, "it would end its element"
+    assert "<!--" not in script
     environment = Environment(
         loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_read("report.html"))
-    # the style sheet is ours and holds no `<`; escaping its quotes would break the hash
-    text = template.render(page=page(facts), style=Markup(style), style_hash=mark)
+    # both are ours and hold no `</`; escaping their quotes would break the hashes
+    text = template.render(
+        page=page(facts),
+        style=Markup(style),
+        style_hash=_mark(style),
+        script=Markup(script),
+        script_hash=_mark(script),
+    )
     return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def _mark(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
@@ -53,12 +65,14 @@ def page(facts: Facts) -> dict[str, Any]:
         "attribution": clean(config.attribution, 500),
         "lead": lead(facts),
         "figures": key_figures(facts),
-        "notes": [clean(note, 600) for note in facts.notes],
+        "notes": [clean(note, 600) for note in (*facts.notes, *_left_out(facts))],
         "funnel": funnel(facts),
         "rule": clean(facts.rule, 600),
         "score_name": clean(config.score),
         **scores.section(facts),
+        **thresholds.section(facts),
         **gallery.section(facts),
+        **curation.section(facts),
         "runs": [_run(run) for run in facts.runs],
         "results": tables.results(facts.runs),
         "configs": _configs(facts),
@@ -69,6 +83,13 @@ def page(facts: Facts) -> dict[str, Any]:
             rows=tuple((name, clean(version)) for name, version in facts.versions),
         ),
     }
+
+
+def _left_out(facts: Facts) -> list[str]:
+    if not facts.pictures.left_out:
+        return []
+    many = plural(facts.pictures.left_out, "picture")
+    return [f"{many} left out: the page stays below {facts.config.page_mb:g} MB (--page_mb, --thumbnails)"]
 
 
 def lead(facts: Facts) -> str:

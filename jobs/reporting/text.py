@@ -107,6 +107,11 @@ def figure(value: Any) -> str:
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3f}"
 
 
+def measure(value: float) -> str:
+    """A score or a distance: whole numbers as they are, others with three decimals or so."""
+    return f"{value:,.0f}" if value == round(value) else figure(value)
+
+
 def duration(seconds: float) -> str:
     """`48 s`, `3 min 12 s`, `5 h 02 min`."""
     whole = round(seconds)

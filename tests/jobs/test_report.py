@@ -16,8 +16,9 @@ import pytest
 
 from jobs import cli
 from jobs.report import ReportConfig, report
+from jobs.reporting.expressions import conjuncts
 from jobs.reporting.gather import Facts, gather, thresholds_in
-from jobs.reporting.judge import conjuncts, explainer
+from jobs.reporting.judge import Judge
 from jobs.reporting.pictures import shrink
 from jobs.reporting.render import render
 from jobs.reporting.rows import MISSED
@@ -134,7 +135,9 @@ def test_histogram_and_what_if_table_count_the_scores(world: World, facts: Facts
 
 def test_every_picture_shown_is_a_small_jpeg_inside_the_page(facts: Facts, page: Reader) -> None:
     images = page.all("img")
-    assert len(images) == sum(len(group) for group in facts.rows.samples.values()) if facts.rows else 0
+    assert facts.survey is not None
+    assert len(images) == len(facts.survey.large) + len(facts.survey.small)
+    assert facts.pictures.left_out == 0
     for image in images:
         head, _, data = str(image["src"]).partition(",")
         assert head == "data:image/jpeg;base64"
@@ -143,8 +146,8 @@ def test_every_picture_shown_is_a_small_jpeg_inside_the_page(facts: Facts, page:
 
 
 def test_hostile_text_is_text(page: Reader) -> None:
-    assert page.all("script") == []
-    assert page.text.count('<script>document.title = "owned"</script>') == 1 + 4  # a card, lost links
+    assert page.all("script") == [{"type": "application/json", "id": "what-if-data"}, {}]  # data, and ours
+    assert page.text.count('<script>document.title = "owned"</script>') >= 1 + 4  # a card, lost links
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert "turned gnp.exe around [31m" in page.text  # neither the direction nor the terminal is turned
     assert not re.search(
@@ -166,7 +169,9 @@ def test_page_loads_nothing_and_its_policy_allows_nothing_else(facts: Facts, pag
     text = render(facts)
     style = text.split("<style>")[1].split("</style>")[0]
     mark = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    allowed = f"img-src data:; style-src 'sha256-{mark}'"
+    script = text.split("<script>")[1].split("</script>")[0]
+    ours = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"img-src data:; style-src 'sha256-{mark}'; script-src 'sha256-{ours}'"
     assert policy == f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     assert "url(" not in style
     assert "@import" not in style
@@ -174,6 +179,7 @@ def test_page_loads_nothing_and_its_policy_allows_nothing_else(facts: Facts, pag
     assert all(str(address).startswith("data:") for address in loading)
     assert [a["href"] for a in page.all("link")] == ["data:,"]
     assert not any("style" in attributes for _, attributes in page.elements)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|eval|fetch|XMLHttp|import\b", script)
 
 
 def test_same_input_gives_the_same_page_and_another_seed_other_pictures(world: World, tmp_path: Path) -> None:
@@ -356,8 +362,8 @@ def test_a_false_part_is_named_before_a_missing_value() -> None:
             "b": pa.array([9, 1, 9, 9], pa.int32()),
         }
     )
-    explain = explainer({"where": "a > 5 AND b > 5", "preset": None})
-    assert explain(table).to_pylist() == [
+    judge = Judge(settings={"where": "a > 5 AND b > 5", "preset": None})
+    assert judge.explain(table).to_pylist() == [
         "predicate: a > 5",
         "predicate: b > 5",
         "predicate_null: a > 5",
