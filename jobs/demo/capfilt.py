@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.chain import Step, load_chain, run_chain
+from jobs.demo.capfilt_figure import draw
 from jobs.demo.capfilt_table import table
 from jobs.demo.capfilt_truth import judge_filter
 from jobs.demo.capfilt_world import WorldSize, build_capfilt_world
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--folder", default="capfilt-run", help="where everything is written")
     parser.add_argument("--seeds", type=int, default=3, help="how many worlds, each with seeds of its own")
     parser.add_argument("--arms", default=",".join(ARMS), help="which models, separated by commas")
+    parser.add_argument("--docs", help="documentation folder that gets the figure, in bootstrapping.svg")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few pictures; learns nothing")
     known = parser.parse_args(list(argv))
     arms = tuple(known.arms.split(","))
@@ -72,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     plan = replace(QUICK if known.quick else Plan(), arms=arms)
     try:
-        return experiment(plan, Path(known.folder).absolute(), seeds=range(1, known.seeds + 1))
+        seeds = range(1, known.seeds + 1)
+        return experiment(plan, Path(known.folder).absolute(), seeds=seeds, docs=known.docs)
     except ConfigError as error:
         print(f"capfilt: {error}", file=sys.stderr)
         return 2
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         return 75
 
 
-def experiment(plan: Plan, folder: Path, *, seeds: Sequence[int]) -> int:
+def experiment(plan: Plan, folder: Path, *, seeds: Sequence[int], docs: str | None = None) -> int:
     """All seeds one after the other, then the table; returns the exit code."""
     results = []
     for seed in seeds:
@@ -104,6 +107,8 @@ def experiment(plan: Plan, folder: Path, *, seeds: Sequence[int]) -> int:
         print(table([found]), flush=True)
     storage.write_bytes(str(folder / RESULT), json.dumps(results, indent=1).encode())
     print(table(results))
+    if docs:
+        storage.write_bytes(str(Path(docs) / "bootstrapping.svg"), draw(results).encode())
     return 0
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.chain import load_chain
 from jobs.demo import capfilt
+from jobs.demo.capfilt_figure import draw
 from jobs.demo.capfilt_table import FIGURES, table
 from jobs.demo.capfilt_truth import ASPECTS, auc, judge_filter, read_caption, right_in
 from jobs.demo.capfilt_world import Truth, WorldSize, build_capfilt_world, shuffle_some
@@ -219,6 +221,15 @@ def test_the_table_shows_every_seed_and_the_spread() -> None:
     assert "| raw | picture to text R@1 | 0.100 | 0.200 | 0.600 | 0.300 | 0.100 to 0.600 |" in text
     assert "| pictures with a text left | 1,771 | 1,771 | 1,771 |" in text
     assert "| written: right in everything, before and after | 0.500, 0.750 |" in text
+
+
+def test_the_figure_has_a_dot_for_every_seed_and_model() -> None:
+    results = [{"models": {m: dict.fromkeys(FIGURES, n / 10) for m in ("raw", "clean")}} for n in (1, 2, 6)]
+    root = ElementTree.fromstring(draw(results))
+    dots = [e for e in root.iter() if e.get("class") == "dot"]
+    assert len(dots) == 2 * 2 * 3
+    assert {float(e.get("cx", "")) for e in dots} == {120.0, 140.0, 220.0}
+    assert {float(e.get("x1", "")) for e in root.iter() if e.get("class") == "mean"} == {160.0}
 
 
 def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
