@@ -35,7 +35,6 @@ COLUMN_SOURCES = {
     "clip_score": "`pairmill score --kind clip`",
     "language": "`pairmill score --kind language`",
     "duplicate_of": "`pairmill dedup`",
-    "near_duplicate_of": "`pairmill dedup --method near`, over `pairmill score --kind hash`",
     "contaminated_by": "`pairmill dedup --method contamination`, over `pairmill score --kind hash`",
     "unsafe": "`pairmill score --kind safety`",
     "metaclip_matches": "`pairmill balance`",
@@ -237,12 +236,6 @@ NOT_ENGLISH = Rule(
 )
 DUPLICATE = Rule(reason="duplicate", columns=("duplicate_of",), earliest="pack", sql="duplicate_of IS NULL")
 UNSAFE = Rule(reason="unsafe", columns=("unsafe",), earliest="pack", sql="unsafe <= 0.5")
-NEAR_DUPLICATE = Rule(
-    reason="near_duplicate",
-    columns=("near_duplicate_of",),
-    earliest="pack",
-    sql="near_duplicate_of IS NULL",
-)
 IN_BENCHMARK = Rule(
     reason="in_benchmark", columns=("contaminated_by",), earliest="pack", sql="contaminated_by IS NULL"
 )
@@ -304,7 +297,7 @@ _ALL = (
     ),
     Preset(
         name="coyo",
-        about="COYO-700M: English, NSFW score <= 0.5, no picture twice or of a benchmark, 10 pairs a text",
+        about="COYO-700M: English, NSFW score <= 0.5, (pHash, text) once, no benchmark's picture, 10 a text",
         table=(
             *caption_chars(6, 1000),
             *caption_words(3, 256),
@@ -314,7 +307,7 @@ _ALL = (
             NOT_ENGLISH,
             UNSAFE,
             IN_BENCHMARK,
-            NEAR_DUPLICATE,
+            DUPLICATE,
         ),
         max_per_text=10,
     ),

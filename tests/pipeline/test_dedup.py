@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.stages.dedup import DedupConfig, dedup_stages
 from pipeline.stages.dedup.exact.entries import ENTRIES
 from pipeline.stages.dedup.exact.resolve import find_losers
-from tests.pipeline.folders import crawled, make_foreign, make_images, run_here
+from tests.pipeline.folders import crawled, make_columns, make_foreign, make_images, run_here
 
 
 def _run(images: Path, output: Path, **changes: Any) -> list[Any]:
@@ -73,6 +73,36 @@ def test_one_kind_alone(tmp_path: Path) -> None:
     assert set(_marks(tmp_path / "pair")) == {_key(1, 1), _key(1, 2)}
     _run(tmp_path / "images", tmp_path / "image", on=("image",))
     assert _marks(tmp_path / "image") == {k: (_key(0, 2), "image") for k in (_key(1, 0), _key(1, 2))}
+
+
+def test_the_same_hash_and_caption_as_coyo_has_it(tmp_path: Path) -> None:
+    rows = [crawled(0, i, caption=c) for i, c in enumerate(["a", "a", "b", "a", "a", None, None])]
+    images = make_images(tmp_path / "images", {0: rows, 1: [crawled(1, 0, caption="a")]})
+    hashes = ["f" * 16, "f" * 16, "f" * 16, "0" * 16, None, "1" * 16, "1" * 16]
+    shards = {0: {"key": [_key(0, i) for i in range(7)], "phash": hashes}}
+    shards[1] = {"key": [_key(1, 0)], "phash": ["0" * 16]}
+    folder = str(make_columns(tmp_path / "hash", shards))
+    sketch, _, _ = _run(images, tmp_path / "dedup", on="phash_caption", columns=folder, buckets=3)
+    assert sketch.to_json()["in"] == 8
+    assert _marks(tmp_path / "dedup") == {
+        _key(0, 1): (_key(0, 0), "phash_caption"),
+        _key(0, 6): (_key(0, 5), "phash_caption"),
+        _key(1, 0): (_key(0, 3), "phash_caption"),
+    }
+    # two kinds at once: the URLs are all different
+    both = ["url", "phash_caption"]
+    _run(images, tmp_path / "both", on=both, columns=folder)
+    assert _marks(tmp_path / "both") == _marks(tmp_path / "dedup")
+    # other hashes are another result, and dedup runs again over them
+    make_columns(tmp_path / "hash", {**shards, 1: {"key": [_key(1, 0)], "phash": ["2" * 16]}})
+    _run(images, tmp_path / "again", on="phash_caption", columns=folder)
+    assert _key(1, 0) not in _marks(tmp_path / "again")
+    for changes, message in (
+        ({"on": "phash_caption"}, "needs the text column 'phash'; make it by `pairmill score --kind hash`"),
+        ({"on": "url", "columns": folder}, "are there for --on phash_caption"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            _run(images, tmp_path / "x", **changes)
 
 
 def test_pictures_are_hashed_where_the_parquet_has_no_hash(tmp_path: Path) -> None:

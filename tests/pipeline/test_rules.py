@@ -67,7 +67,7 @@ def test_rules_are_asked_from_the_first_stage_that_has_their_columns() -> None:
     ]
     assert preset.columns("discover") == ["caption"]
     pictures = ["bytes", "original_width", "original_height"]
-    judged = ["language", "unsafe", "contaminated_by", "near_duplicate_of"]
+    judged = ["language", "unsafe", "contaminated_by", "duplicate_of"]
     assert preset.columns() == ["caption", *pictures, *judged]
     with pytest.raises(ConfigError, match="'train' applies no rules; these do: discover, crawl, pack"):
         preset.rules_for("train")
@@ -86,7 +86,6 @@ def test_a_missing_column_is_named_with_what_writes_it() -> None:
         ("laion400m", "duplicate_of", "`pairmill dedup`"),
         ("laion5b", "language", "`pairmill score --kind language`"),
         ("coyo", "unsafe", "`pairmill score --kind safety`"),
-        ("coyo", "near_duplicate_of", "`pairmill dedup --method near`"),
         ("coyo", "contaminated_by", "`pairmill dedup --method contamination`"),
         ("metaclip", "metaclip_keep", "`pairmill balance`"),
     ],

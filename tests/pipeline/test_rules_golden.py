@@ -187,8 +187,8 @@ COYO: Golden = [
     ({"unsafe": NAN}, "unsafe"),
     ({"unsafe": None}, "unsafe_null"),  # a picture that no model could look at is not held for safe
     ({"contaminated_by": "imagenet/n01440764_18.JPEG"}, "in_benchmark"),
-    ({"near_duplicate_of": "000000010003"}, "near_duplicate"),
-    ({"duplicate_of": "000000010003"}, None),
+    ({"duplicate_of": "000000010003"}, "duplicate"),
+    ({"near_duplicate_of": "000000010003"}, None),  # another text of the same picture is another pair
     ({"clip_score": None}, None),
 ]
 

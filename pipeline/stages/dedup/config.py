@@ -21,11 +21,12 @@ class DedupConfig:
             pictures that look like one of a benchmark; `semantic`, pictures whose embeddings lie close.
         on: method exact: what makes a duplicate, one or several: `url_caption` (both equal), `url` (whatever
             the caption), `image` (the same sha256 of the downloaded file; of the picture in the shard where
-            the images' parquet has no sha256). Null: `url_caption`, and of images `image` too.
+            the images' parquet has no sha256), `phash_caption` (COYO's: the same 64-bit pHash and caption).
+            Null: `url_caption`, and of images `image` too.
         buckets: parts into which all hashes are divided; one part must fit in a worker's memory (exact: about
             250 bytes for each of rows * kinds / buckets).
-        columns: column folders over the same input that a method reads: near and contamination need that of
-            `score --kind hash`, semantic that of `score --kind embedding`.
+        columns: column folders over the same input that a method reads: near, contamination and
+            `phash_caption` need that of `score --kind hash`, semantic that of `score --kind embedding`.
         against: method contamination: benchmark pictures, each NAME=PLACE; a place is a folder of pictures, a
             folder of shards, a hash column folder, or a list of hashes.
         near: options of method near.

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 #: what may be compared, in the order in which a reason is given when several hold; files hold the place in
 #: this order, so new ones follow behind
-URL_CAPTION, IMAGE, URL = "url_caption", "image", "url"
-KINDS = (URL_CAPTION, IMAGE, URL)
+URL_CAPTION, IMAGE, URL, PHASH_CAPTION = "url_caption", "image", "url", "phash_caption"
+KINDS = (URL_CAPTION, IMAGE, URL, PHASH_CAPTION)
 
 #: one hash of one sample; the kind is its place in KINDS
 ENTRIES = pa.schema(
@@ -28,7 +28,8 @@ def default_kinds(*, of_candidates: bool) -> tuple[str, ...]:
 
 
 def pair_hash(url: str, caption: str | None) -> bytes:
-    """128 bits of sha256 over URL and caption; the length keeps one from running into the other."""
+    """128 bits of sha256 over URL (or another name of a picture) and caption; the length keeps one from
+    running into the other."""
     return text_hash(f"{len(url)}:{url}{caption or ''}")
 
 

@@ -29,4 +29,4 @@ def exact_stages(config: DedupConfig, output: str) -> list[tuple[Stage, str]]:
     ]
 
 
-METHOD = Method(options=frozenset({"on", "buckets"}), stages=exact_stages)
+METHOD = Method(options=frozenset({"on", "buckets", "columns"}), stages=exact_stages)

@@ -19,12 +19,16 @@ from pipeline.stages.dedup.config import DedupConfig
 from pipeline.stages.dedup.exact.entries import (
     IMAGE,
     KINDS,
+    PHASH_CAPTION,
     URL,
     URL_CAPTION,
     make_entries,
     pair_hash,
     text_hash,
 )
+
+#: the column of kind phash_caption
+PHASH = "phash"
 
 
 class Sketch(Stage):
@@ -40,19 +44,43 @@ class Sketch(Stage):
             raise ConfigError(f"dedup on {list(config.kinds())}: give one or several of {', '.join(KINDS)}")
         if not 1 <= config.buckets <= 100_000:
             raise ConfigError(f"buckets {config.buckets} must be in 1..100000")
+        if config.columns and PHASH_CAPTION not in config.kinds():
+            raise ConfigError(
+                f"columns {config.columns!r} are there for --on {PHASH_CAPTION}; leave them away"
+            )
         self.config = config
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         if candidates.is_candidates(self.config.input):
-            if IMAGE in self.config.kinds():
+            if pictures := {IMAGE, PHASH_CAPTION} & set(self.config.kinds()):
                 raise ConfigError(
-                    f"dedup on image: {self.config.input!r} holds candidates, whose pictures are not fetched "
-                    f"yet; give {URL_CAPTION} or {URL}, and compare images after the crawl"
+                    f"dedup on {min(pictures)}: {self.config.input!r} holds candidates, whose pictures are "
+                    f"not fetched yet; give {URL_CAPTION} or {URL}, and compare images after the crawl"
                 )
             found, source = candidates.parts(self.config.input), "part"
         else:
             found, source = inputs.shards(self.config.input, ".tar"), "shard"
-        return [Unit(number=s.number, source={source: s.number}, inputs=(s.input,)) for s in found]
+        folders = columns.open_folders(self.config.columns)
+        units = [
+            Unit(
+                number=s.number,
+                source={source: s.number},
+                inputs=(s.input, *(folder.shard(s.number) for folder in folders)),
+            )
+            for s in found
+        ]
+        if PHASH_CAPTION in self.config.kinds():
+            self._check_phash(units[0])
+        return units
+
+    def _check_phash(self, unit: Unit) -> None:
+        images, *sidecars = (i.url for i in unit.inputs)
+        schema = columns.joined_schema(images.rsplit(".", 1)[0] + ".parquet", sidecars)
+        if PHASH not in schema.names or not pa.types.is_string(schema.field(PHASH).type):
+            raise ConfigError(
+                f"dedup on {PHASH_CAPTION} needs the text column {PHASH!r}; make it by `pairmill score "
+                "--kind hash` and name its folder in --columns"
+            )
 
     def run(self, unit: Unit, scratch: Path) -> Output:
         url = unit.inputs[0].url
@@ -60,6 +88,8 @@ class Sketch(Stage):
             rows = candidates.read_part(url, {"url", "caption"})
         else:
             rows = columns.read_images(url.rsplit(".", 1)[0] + ".parquet")
+            sidecars = [i.url for i in unit.inputs[1:]]
+            rows = columns.join(rows, ((s, columns.read_column(s, {PHASH})) for s in sidecars))
             rows = rows.filter(pc.equal(rows["status"], columns.SUCCESS))
         kinds = [(KINDS.index(kind), *self._hashes(kind, rows, url)) for kind in self.config.kinds()]
         entries = make_entries(kinds, self.config.buckets)
@@ -69,12 +99,13 @@ class Sketch(Stage):
 
     def _hashes(self, kind: str, rows: pa.Table, tar: str) -> tuple[list[bytes], pa.Array]:
         """The hashes of the rows that have what is compared, and their keys."""
-        if kind != IMAGE:
-            rows = rows.filter(pc.is_valid(rows["url"]))
+        named = {URL: "url", URL_CAPTION: "url", PHASH_CAPTION: PHASH}
+        if kind in named:
+            rows = rows.filter(pc.is_valid(rows[named[kind]]))
         keys = rows["key"].combine_chunks()
-        if kind == URL_CAPTION:
-            pairs = zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-            return [pair_hash(url, caption) for url, caption in pairs], keys
+        if kind in (URL_CAPTION, PHASH_CAPTION):
+            pairs = zip(rows[named[kind]].to_pylist(), rows["caption"].to_pylist(), strict=True)
+            return [pair_hash(name, caption) for name, caption in pairs], keys
         if kind == URL:
             return [text_hash(url) for url in rows["url"].to_pylist()], keys
         if "sha256" in rows.column_names:
