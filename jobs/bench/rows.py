@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -33,6 +34,8 @@ from pipeline.manifest import total_counts
 MEGABYTE = 1e6
 #: rows of a bucket, which memory depends on: so many buckets for each size
 ROWS_PER_BUCKET = 62_500
+#: of the pack
+RULE = "clip_score >= 0.28 AND language = 'en' AND least(original_width, original_height) >= 250"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Step:
     """A command that is measured.
 
     words: of the command, from (places of the folders, options of the benchmark).
-    column: the one that names the winner; empty for a step that marks nothing.
+    column: the one that names the winner; empty for pack, which marks nothing.
     kinds: rows of the world that are the same for it.
     """
 
@@ -60,16 +63,13 @@ def _dedup(method: str, *columns: str) -> Callable[[dict[str, str], argparse.Nam
 
 
 def _pack(places: dict[str, str], known: argparse.Namespace) -> list[str]:
-    columns = [places[name] for name in ("clip", "language", *_marked(places))]
-    rule = "clip_score >= 0.28 AND language = 'en'"
-    rule += " AND duplicate_of IS NULL" if "exact" in places else ""
-    return [
-        "pack", "--input", places["images"], "--columns", json.dumps(columns), "--where", rule, "--dry_run",
-    ]  # fmt: skip
+    folders = json.dumps([places[name] for name in _judged(places)])
+    return ["pack", "--dry_run", "true", "--input", places["images"], "--columns", folders, "--where", RULE]
 
 
-def _marked(places: dict[str, str]) -> list[str]:
-    return [name for name in ("exact", "near", "semantic") if name in places]
+def _judged(places: dict[str, str]) -> list[str]:
+    """The column folders that pack joins: the scores, and the duplicates that were looked for."""
+    return [name for name in ("clip", "language", "exact", "near", "semantic") if name in places]
 
 
 STEPS = {
@@ -126,9 +126,11 @@ def _run(
 ) -> dict[str, Any]:
     """Measures a step and checks what it has done."""
     step, output = STEPS[name], str(folder / "out" / name)
-    words = [*step.words(places, known), "--output", output, "--workers", str(known.workers)]
+    words = [*step.words(places, known), "--workers", str(known.workers)]
     if step.column:
-        words += ["--buckets", str(max(2, world.rows // ROWS_PER_BUCKET))]
+        words += ["--output", output, "--buckets", str(max(2, world.rows // ROWS_PER_BUCKET))]
+    else:
+        words += ["--json", f"{output}.json"]
     command = [sys.executable, "-m", "jobs.cli", *words, "--ray.cpus", str(known.workers)]
     # a worker of its own for each core, as a cluster has it
     cost = measure(command, env={"OMP_NUM_THREADS": "1"})
@@ -136,8 +138,27 @@ def _run(
     if step.column:
         places[name] = output
         found |= check(output, step.column, world, step.kinds)
+    else:
+        found |= {"kept": _check_kept(f"{output}.json", places)}
     print(f"  {name}: {_line(found)}", flush=True)
     return found
+
+
+def _check_kept(told: str, places: dict[str, str]) -> int:
+    """How many rows pack would keep, which must be what one query over all files says.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    query = f"SELECT count(*) FROM read_parquet('{places['images']}/*.parquet') AS images"
+    for name in _judged(places):
+        query += f" JOIN read_parquet('{places[name]}/*.parquet') AS {name} USING (key)"
+    with duckdb.connect() as connection:
+        ((expected,),) = connection.execute(f"{query} WHERE status = 'success' AND {RULE}").fetchall()
+    kept = int(json.loads(Path(told).read_text())["rules"][0]["kept"])
+    if kept != expected:
+        raise RuntimeError(f"pack would keep {kept} rows; by {query} they are {expected}")
+    return kept
 
 
 def _figures(cost: Cost, rows: int) -> dict[str, Any]:
@@ -182,7 +203,9 @@ def _number(key: str) -> int:
 
 
 def _line(found: dict[str, Any]) -> str:
-    text = f"{found['cpu']:.1f} s of CPU, {found['wall']:.0f} s, largest worker {found['worker']:.0f} MB"
+    text = f"{found['cpu']:.1f} s of CPU, {found['wall']:.0f} s, largest process {found['process']:.0f} MB"
+    if "kept" in found:
+        text += f", {found['kept']:,} rows kept"
     if "planted" in found:
         text += f", {found['marked']:,} of {found['planted']:,} planted marked, {found['wrong']:,} wrong"
     return text
@@ -193,8 +216,8 @@ def table(figures: dict[str, Any]) -> str:
     lines = [
         "",
         "| rows | step | CPU s | CPU us a row | wall s | largest worker, MB (thirds of the time) | "
-        "all processes, MB | planted | marked | wrong |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "largest process, MB | all processes, MB | planted | marked | wrong |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, steps in figures.items():
         for name, f in steps.items():
@@ -202,6 +225,6 @@ def table(figures: dict[str, Any]) -> str:
             marks = " | ".join(f"{f[n]:,}" if n in f else "" for n in ("planted", "marked", "wrong"))
             lines.append(
                 f"| {int(rows):,} | {name} | {f['cpu']:.1f} | {f['cpu_us_per_row']:.1f} | {f['wall']:.0f} | "
-                f"{f['worker']:.0f} ({thirds}) | {f['tree']:.0f} | {marks} |"
+                f"{f['worker']:.0f} ({thirds}) | {f['process']:.0f} | {f['tree']:.0f} | {marks} |"
             )
     return "\n".join(lines)
