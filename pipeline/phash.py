@@ -150,8 +150,14 @@ def hamming(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def band_values(words: np.ndarray, bands: int, bits: int) -> np.ndarray:
     """uint64 [n, bands] of hashes uint64 [n, words]: their first bands * bits bits dealt out like cards, so
-    that each has low and high frequencies. Hashes that differ in fewer than `bands` bits share a band."""
+    that each has low and high frequencies. Hashes that differ in fewer than `bands` bits share a band.
+
+    Args:
+        bits: of a band, at most 64; they are the highest of its value.
+    """
     every = np.unpackbits(words.astype(">u8").view(np.uint8).reshape(len(words), -1), axis=1)
-    dealt = every[:, : bands * bits].reshape(len(words), bits, bands)
-    weights = np.uint64(1) << np.arange(bits, dtype=np.uint64)
-    return np.einsum("nib,i->nb", dealt.astype(np.uint64), weights)
+    dealt = every[:, : bands * bits].reshape(len(words), bits, bands).transpose(0, 2, 1)
+    packed = np.packbits(dealt, axis=2)
+    whole = np.zeros((len(words), bands, 8), np.uint8)
+    whole[:, :, : packed.shape[2]] = packed
+    return from_bytes(whole)[:, :, 0]

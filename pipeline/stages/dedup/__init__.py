@@ -6,6 +6,7 @@
 `method` says what is the same; each method writes columns of its own:
 
     exact          the same URL, caption or file     duplicate_of, duplicate_reason
+    near           pictures that look alike          near_duplicate_of, near_distance
     semantic       embeddings close to each other    semantic_duplicate_of, ..._similarity, ..._cluster
 
 A method over all shards has three kinds of stages, so that memory is bounded and every one resumes alone:
@@ -35,11 +36,12 @@ from pipeline.stage import Stage
 from pipeline.stages.dedup.config import DedupConfig
 from pipeline.stages.dedup.exact.method import METHOD as EXACT
 from pipeline.stages.dedup.method import Method
+from pipeline.stages.dedup.near.method import METHOD as NEAR
 from pipeline.stages.dedup.semantic.method import METHOD as SEMANTIC
 
 __all__ = ["METHODS", "DedupConfig", "dedup_stages"]
 
-METHODS: dict[str, Method] = {"exact": EXACT, "semantic": SEMANTIC}
+METHODS: dict[str, Method] = {"exact": EXACT, "near": NEAR, "semantic": SEMANTIC}
 
 
 def dedup_stages(config: DedupConfig, output: str) -> list[tuple[Stage, str]]:
