@@ -1,12 +1,14 @@
 """What a rule would keep, from the stored columns alone: `pairmill pack --dry_run true`.
 
-No picture is touched and nothing is written but to a scratch folder of this machine. Rows are judged by pack's own
-code, and what is asked of all samples together runs through pack's own stages, so the figures are those of the
-packing. Shards are read one after the other in threads, and of each the columns that a rule names.
+No picture is touched and nothing is written but to a scratch folder of this machine. Rows are judged by
+pack's own code, and what is asked of all samples together runs through pack's own stages, so the figures are
+those of the packing. Shards are read one after the other in threads, and of each the columns that a rule
+names.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import Shard
 from pipeline.planning import make_plan
 from pipeline.progress import Progress
-from pipeline.stage import Stage
+from pipeline.stage import Stage, Unit
 from pipeline.stages.pack import PackConfig, books_of, select_stages, verdicts_folder
 from pipeline.stages.pack.captions import NONE_LEFT, NOT_JUDGED
 from pipeline.stages.pack.judge import Judge, read_shard
@@ -34,7 +36,7 @@ KEPT, UNKNOWN = "", ""
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule on trial: its options, the judge, and where the verdicts on all samples lie, if it asks for any."""
+    """A rule on trial: its options, the judge, and where the verdicts on all samples lie, if any."""
 
     options: RuleOptions
     judge: Judge
@@ -130,11 +132,16 @@ def _run_here(stages: Sequence[tuple[Stage, str]], pool: ThreadPoolExecutor) -> 
     for stage, place in stages:
         plan = make_plan(stage, place)
         stage.start()
-        for _ in pool.map(
-            lambda unit, stage=stage, place=place: run_and_commit(stage, unit, place), plan.todo
-        ):
-            pass
+        progress = Progress(stage.name, len(plan.todo))
+        work = functools.partial(_commit_unit, stage, place)
+        for done, _ in enumerate(pool.map(work, plan.todo), 1):
+            progress.update(done)
+        progress.close(len(plan.todo))
         stage.close()
+
+
+def _commit_unit(stage: Stage, place: str, unit: Unit) -> None:
+    run_and_commit(stage, unit, place)
 
 
 def _tally(

@@ -23,6 +23,7 @@ from pipeline import manifest, storage
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_fingerprint
 from pipeline.shards.format import shard_name
+from pipeline.verify import verify
 
 
 def train(config: TrainConfig, *, overwrite: bool = False) -> int:
@@ -63,7 +64,7 @@ def shard_fingerprints(shards: str | Sequence[str], *, kind: str = "pairs") -> l
     the same bytes is the same input; otherwise name, size and time of change.
 
     Raises:
-        ValueError: no shards there.
+        ValueError: no shards there; or a view, whose images have changed since it was made.
     """
     found = find_shards(shards, kind=kind)
     known: dict[str, dict[str, str]] = {}
@@ -71,16 +72,24 @@ def shard_fingerprints(shards: str | Sequence[str], *, kind: str = "pairs") -> l
     for url in found:
         folder = url.rpartition("/")[0] or "."
         if folder not in known:
-            known[folder] = {
-                f"{shard_name(d.number)}.tar": d.content for d in manifest.list_manifests(folder)
-            }
+            known[folder] = {shard_name(d.number): d.content for d in manifest.list_manifests(folder)}
+            if url.endswith(".parquet"):
+                _check_view(folder)
         name = storage.basename(url)
-        content = known[folder].get(name)
+        content = known[folder].get(name.rpartition(".")[0])
         if content is None:
             info = next(iter(storage.find(url)))
             content = file_fingerprint(info)
         marks.append(f"{name}:{content}")
     return marks
+
+
+def _check_view(folder: str) -> None:
+    """Raises ConfigError when pictures of a view are not what they were when it was made."""
+    report = verify(folder, quick=True)
+    if report.damaged:
+        wrong = report.damaged[0].wrong[0]
+        raise ConfigError(f"{folder}: {len(report.damaged)} of {report.units} shards cannot be read: {wrong}")
 
 
 def run(config: TrainConfig, request: Request) -> int:

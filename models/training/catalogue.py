@@ -2,7 +2,7 @@
 
 Samples are counted once, by the main process, into `counts.json` of the run folder; the others read that.
 URLs with keys in them do not go into the file: then every process lists the shards itself.
-Folders with a `sizes.json` (`pairmill pack` writes it) are taken at its word, which every shard is checked
+Folders with a `sizes.json` (`pairmill pack` writes it; of a view `view.json`) are taken at its word, which every shard is checked
 against when it is first read; of others the headers are read, which also finds shards that are damaged.
 """
 
@@ -28,6 +28,7 @@ from models.training.stopping import TrainingError
 from models.training.table import find_shards
 from pipeline import storage
 from pipeline.progress import Progress
+from pipeline.shards.view import open_view
 from pipeline.urls import without_secrets
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ def count_samples(
     for number, url in enumerate(urls):
         folder = url.rpartition("/")[0] or "."
         if folder not in sizes:
-            sizes[folder] = _read_sizes(storage.join(folder, "sizes.json"))
+            in_view = url.endswith(".parquet")
+            sizes[folder] = _sizes_of_view(folder) if in_view else _read_sizes(f"{folder}/sizes.json")
         known = sizes[folder].get(storage.basename(url))
         if known is not None:
             samples.append(known)
@@ -148,6 +150,14 @@ def count_samples(
         progress.update(number + 1)
     progress.close(len(urls))
     return samples, skipped
+
+
+def _sizes_of_view(folder: str) -> dict[str, int]:
+    """Raises TrainingError: it is no view, or its images are gone."""
+    try:
+        return dict(open_view(folder).shards)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _read_sizes(url: str) -> dict[str, int]:

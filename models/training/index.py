@@ -1,5 +1,7 @@
 """Where the samples of one shard lie, read from its headers when it is first needed, and kept.
 
+A shard of a view (`pipeline.shards.view`) has its pictures in image tars and its texts in a file of its own.
+
 The headers of a tar are spread over all of it, so they are read once for all processes: whoever comes first
 writes the index into a folder of the run, others wait for that and read it. The folder holds a bounded number
 of files; one that went is made again.
@@ -21,6 +23,7 @@ import numpy as np
 from models.training.mixture import TEXTS
 from models.training.stopping import TrainingError
 from pipeline import storage
+from pipeline.shards import view
 from pipeline.shards.reader import SampleIndex, index_tar
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "0.jpg", "0.jpeg", "0.png", "0.webp")
@@ -35,19 +38,32 @@ class ShardIndex:
     """The usable samples of a shard, in the order of the tar.
 
     keys_S: ASCII bytes. spans_S6: int64. samples: how many there are, usable or not. skipped: reason -> those
-    left out.
+    left out. Of a view also pictures: where they are.
     """
 
     keys_S: np.ndarray
     spans_S6: np.ndarray
     samples: int
     skipped: dict[str, int] = field(default_factory=dict)
+    pictures: Pictures | None = None
 
     def __len__(self) -> int:
         return len(self.keys_S)
 
     def key(self, place: int) -> str:
         return self.keys_S[place].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of a view's shard are: image tars with their sizes in bytes, the tar of each sample,
+    and the suffix that its picture has there. texts: the file of the captions and json."""
+
+    tars: list[str]
+    sizes_T: np.ndarray
+    tar_S: np.ndarray
+    suffix_S: np.ndarray
+    texts: str
 
 
 def index_shard(url: str, *, kind: str, needs: str = "txt") -> ShardIndex:
@@ -63,6 +79,8 @@ def index_shard(url: str, *, kind: str, needs: str = "txt") -> ShardIndex:
     if url.endswith(".txt"):
         return _index_lines(url)
     try:
+        if url.endswith(".parquet"):
+            return _index_view(url, kind, needs)
         samples = index_tar(url)
     except ValueError as error:
         raise TrainingError(str(error)) from error
@@ -89,6 +107,30 @@ def _spans(sample: SampleIndex, kind: str, needs: str) -> tuple[tuple[int, ...] 
         return None, "no_caption"
     absent = (0, -1)
     return (*image, *sample.members.get("txt", absent), *sample.members.get("json", absent)), ""
+
+
+def _index_view(url: str, kind: str, needs: str) -> ShardIndex:
+    with view.open_view(url.rpartition("/")[0] or ".").open(url) as shard:
+        rows, spans, suffixes = [], [], []
+        skipped: dict[str, int] = {}
+        for place in range(len(shard)):
+            sample = SampleIndex(shard.keys_S[place], shard.members(place))
+            found, reason = _spans(sample, kind, needs)
+            if found is None:
+                skipped[reason] = skipped.get(reason, 0) + 1
+                continue
+            rows.append(place)
+            spans.append(found)
+            suffixes.append(next((s for s in IMAGE_SUFFIXES if s in sample.members), ""))
+        pictures = Pictures(
+            [shard.tar_url(tar) for tar in shard.tars],
+            np.array([shard.facts[tar].size for tar in shard.tars], np.int64),
+            shard.tar_S[rows].astype(np.int64),
+            np.array(suffixes, dtype=np.str_),
+            shard.texts,
+        )
+        keys_S = np.array([shard.keys_S[place].encode() for place in rows], dtype=np.bytes_)
+        return ShardIndex(keys_S, np.array(spans, np.int64).reshape(-1, 6), len(shard), skipped, pictures)
 
 
 def _index_lines(url: str) -> ShardIndex:
@@ -158,13 +200,21 @@ def _read(place: Path) -> ShardIndex | None:
         with np.load(place, allow_pickle=False) as parts:
             reasons = [str(name) for name in parts["reasons"]]
             skipped = dict(zip(reasons, (int(n) for n in parts["numbers"]), strict=True))
-            return ShardIndex(parts["keys"], parts["spans"], int(parts["samples"]), skipped)
+            pictures = None
+            if "tars" in parts:
+                names = [str(name) for name in parts["tars"]]
+                pictures = Pictures(names, parts["sizes"], parts["tar"], parts["suffix"], str(parts["texts"]))
+            return ShardIndex(parts["keys"], parts["spans"], int(parts["samples"]), skipped, pictures)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _write(place: Path, index: ShardIndex) -> None:
     temp = place.with_name(f".{place.name}.{os.getpid()}")
+    more: dict[str, np.ndarray] = {}
+    if (pictures := index.pictures) is not None:
+        more = {"sizes": pictures.sizes_T, "tar": pictures.tar_S, "suffix": pictures.suffix_S}
+        more |= {"tars": np.array(pictures.tars, np.str_), "texts": np.array(pictures.texts, np.str_)}
     with temp.open("wb") as stream:
         np.savez(
             stream,
@@ -173,6 +223,7 @@ def _write(place: Path, index: ShardIndex) -> None:
             samples=np.int64(index.samples),
             reasons=np.array(list(index.skipped), dtype=np.str_),
             numbers=np.array(list(index.skipped.values()), dtype=np.int64),
+            **more,
         )
     temp.replace(place)
 

@@ -16,10 +16,11 @@ import numpy as np
 import orjson
 
 from models.training.captions import CaptionRule
-from models.training.index import JSON, TEXT, IndexFolder, ShardIndex
+from models.training.index import IMAGE, JSON, TEXT, IndexFolder, Pictures, ShardIndex
 from models.training.mixture import PAIRS
 from models.training.stopping import TrainingError
 from pipeline import storage
+from pipeline.shards.view import RangeFile, TarFacts, open_range, read_member
 
 #: one read takes a whole sample when its members lie together within this many bytes more than needed
 SLACK_BYTES = 64 << 10
@@ -89,6 +90,7 @@ class ShardReader:
         self.sets, self.indexes = sets, indexes
         self._kept: Recent[ShardIndex] = Recent(kept)
         self._files: Recent[int | None] = Recent(OPEN_FILES, drop=_close)
+        self._tars: Recent[RangeFile] = Recent(OPEN_FILES, drop=RangeFile.close)
 
     def index(self, number: int, shard: int) -> ShardIndex:
         """Raises TrainingError: the shard is damaged, or holds another number of samples than was counted."""
@@ -121,18 +123,38 @@ class ShardReader:
 
         Raises:
             ValueError: the caption or the json is damaged.
+            TrainingError: the images of a view have changed since it was made.
         """
         index = self.index(number, shard)
         url = self.sets[number].urls[shard]
         spans = [tuple(pair) for pair in index.spans_S6[place].reshape(3, 2).tolist()]
-        image, text, meta = self._spans(url, spans)
+        if index.pictures is None:
+            image, text, meta = self._spans(url, spans)
+        else:
+            image = self._picture(index, index.pictures, place)
+            _, text, meta = self._spans(index.pictures.texts, [(0, -1), *spans[1:]])
         found = orjson.loads(meta) if meta else {}
         if not isinstance(found, dict):
             raise ValueError("the json is no object")
         return RawSample(url, index.key(place), image, text.decode("utf-8"), found)
 
+    def _picture(self, index: ShardIndex, pictures: Pictures, place: int) -> bytes:
+        """The picture of a view's sample, out of its image tar."""
+        offset, size = (int(n) for n in index.spans_S6[place, IMAGE : IMAGE + 2])
+        if size < 0:
+            return b""
+        tar = int(pictures.tar_S[place])
+        url, facts = pictures.tars[tar], TarFacts(int(pictures.sizes_T[tar]), "")
+        try:
+            file = self._tars.get(url, lambda: open_range(url, facts))
+            return read_member(file, index.key(place), str(pictures.suffix_S[place]), offset, size)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+
     def _spans(self, url: str, spans: list[tuple[int, ...]]) -> list[bytes]:
         present = [(o, n) for o, n in spans if n >= 0]
+        if not present:
+            return [b"" for _ in spans]
         start, end = min(o for o, _ in present), max(o + n for o, n in present)
         if end - start > sum(n for _, n in present) + SLACK_BYTES:
             return [self._bytes(url, o, n) if n > 0 else b"" for o, n in spans]
@@ -160,16 +182,17 @@ class ShardReader:
 
     def _texts(self, number: int, shard: int, place: int) -> Iterator[str]:
         index, found = self.index(number, shard), self.sets[number]
+        url = found.urls[shard] if index.pictures is None else index.pictures.texts
         spans = index.spans_S6[place]
         if spans[JSON + 1] > 0 and found.rule.fields:
             try:
-                meta = orjson.loads(self._bytes(found.urls[shard], int(spans[JSON]), int(spans[JSON + 1])))
+                meta = orjson.loads(self._bytes(url, int(spans[JSON]), int(spans[JSON + 1])))
             except ValueError:
                 return
             texts = [meta.get(name) for name in found.rule.fields]
             yield from (text for text in texts if isinstance(text, str))
         if spans[TEXT + 1] > 0 and found.rule.member == "txt":
-            data = self._bytes(found.urls[shard], int(spans[TEXT]), int(spans[TEXT + 1]))
+            data = self._bytes(url, int(spans[TEXT]), int(spans[TEXT + 1]))
             yield data.decode("utf-8", "replace")
 
 

@@ -16,6 +16,8 @@ from models.training.index import IndexFolder, index_shard
 from models.training.mixture import PAIRS, TEXTS
 from models.training.shards import RawSample, ShardReader, ShardSet
 from models.training.stopping import TrainingError
+from pipeline import storage
+from pipeline.shards import view
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SampleTable:
 
 def find_shards(shards: str | Sequence[str], *, kind: str = PAIRS) -> list[str]:
     """The tar files that folders, globs and URLs name, sorted by name within each entry; of texts also
-    `.txt` files.
+    `.txt` files; of views (`pipeline.shards.view`) the parquets.
 
     Raises:
         ValueError: an entry names no shard.
@@ -55,6 +57,9 @@ def find_shards(shards: str | Sequence[str], *, kind: str = PAIRS) -> list[str]:
     found: list[str] = []
     for entry in [shards] if isinstance(shards, str) else shards:
         fs, path = url_to_fs(entry)
+        if fs.isdir(path) and view.is_view(entry):
+            found += view.open_view(storage.absolute(entry)).urls
+            continue
         if fs.isdir(path):
             names = [p for p in fs.ls(path, detail=False) if p.endswith(suffixes)]
         elif any(c in path for c in "*?["):

@@ -1,14 +1,15 @@
 """Views: packed shards whose pictures stay where they are (`pairmill pack --view true`).
 
     view = open_view("shards")
-    for sample in view: ...                         # as `iter_samples` gives those of packed tars, in their order
-    view.open(view.urls[0]).read(12).members["jpg"] # one sample, by offset
+    for sample in view: ...                         # as `iter_samples` gives those of packed tars, in their
+    order view.open(view.urls[0]).read(12).members["jpg"] # one sample, by offset
 
-A view is a folder of `N.parquet` (the packed rows, and where the members of each sample lie), `N.texts` (captions
-and json, one after the other) and `view.json` (the image folder, samples of each shard). FORMAT.md has the details.
-Pictures are read out of the image tars by offset. A tar that has changed since would give other bytes: its size is
-compared when it is first read, and the header before every picture with the name and size that it should have. The
-content marks that the view was made from are compared where manifests are at hand: `verify`, `train`.
+A view is a folder of `N.parquet` (the packed rows, and where the members of each sample lie), `N.texts`
+(captions and json, one after the other) and `view.json` (the image folder, samples of each shard). FORMAT.md
+has the details. Pictures are read out of the image tars by offset. A tar that has changed since would give
+other bytes: its size is compared when it is first read, and the header before every picture with the name and
+size that it should have. The content marks that the view was made from are compared where manifests are at
+hand: `verify`, `train`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from pipeline.shards.reader import Sample
 
 INDEX, KIND = "view.json", "pairmill-view-v1"
 TEXTS = ".texts"
-#: columns of N.parquet: the image tar of a sample; its members, `txt` and `json` in N.texts, others in the tar
+#: columns of N.parquet: the image tar of a sample; its members, `txt` and `json` in N.texts, others in the
+#: tar
 TAR, MEMBERS = "view_tar", "view_members"
 MEMBERS_TYPE = pa.list_(pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]))
 #: metadata of N.parquet: size and content mark of each image tar that it was made from
@@ -94,8 +96,8 @@ def open_view(folder: str, *, images: str | None = None) -> View:
         kind, places, shards = said["kind"], said["images"], said["shards"]
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder!r} is no view, or not a finished one: it has no {INDEX}; give the --output of `pairmill "
-            "pack --view true`"
+            f"{folder!r} is no view, or not a finished one: it has no {INDEX}; give the --output of "
+            "`pairmill pack --view true`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -107,8 +109,8 @@ def open_view(folder: str, *, images: str | None = None) -> View:
     found = next((place for place in given if storage.isdir(place)), None)
     if found is None:
         raise InputError(
-            f"view {folder!r}: its pictures are not at {' or '.join(map(repr, given))}; bring them back, or run "
-            "the same `pairmill pack` with the new --input"
+            f"view {folder!r}: its pictures are not at {' or '.join(map(repr, given))}; bring them back, or "
+            "run the same `pairmill pack` with the new --input"
         )
     return View(folder, found, {str(name): int(samples) for name, samples in shards.items()})
 

@@ -41,6 +41,20 @@ def read_table(url: str, sha256: str) -> tuple[pa.Table, int | None]:
         ) from error
 
 
+def read_part(url: str, sha256: str) -> bytes:
+    """The bytes of a part with this checksum.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        data = storage.read_bytes(url)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: the file is missing; rerun its stage, then the takedown") from error
+    _check(url, hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
 def _check(url: str, found: str, expected: str) -> None:
     """A damaged file must not come out of a takedown with a fresh checksum."""
     if found != expected:

@@ -15,8 +15,9 @@ import pyarrow as pa
 from pipeline import commit, locks, manifest, scratch, storage, tombstones
 from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import Done
+from pipeline.shards import view
 from pipeline.shards.format import shard_name
-from pipeline.stages.pack.finish import write_indexes
+from pipeline.stages.pack.finish import write_indexes, write_view_index
 from pipeline.takedown.leftovers import remove_leftovers
 from pipeline.takedown.lineage import Lineage
 from pipeline.takedown.report import Failure, FolderReport, Report
@@ -115,8 +116,10 @@ def take_down(
     with ThreadPoolExecutor(workers) as pool:
         run = _Run(Tombstones(entries), report, pool, dry_run=dry_run, leftovers_after=leftovers_after)
         for kind, url in folders:
-            for place in (*_inner_folders(url), url) if kind == COLUMNS else (url,):
-                run.folder(kind, place)
+            # of packed shards: what was chosen among all samples, which knows them by their keys
+            for place in _inner_folders(url) if kind in (COLUMNS, SHARDS) else ():
+                run.folder(COLUMNS, place)
+            run.folder(kind, url)
     report.folders = _merged(report.folders, dry_run=dry_run)
     return report
 
@@ -201,6 +204,8 @@ class _Run:
         if kind == SHARDS and storage.exists(storage.join(told.url, "sizes.json")):
             # always, as a crash may have come between a shard and the indexes
             write_indexes(told.url)
+        if kind == SHARDS and view.is_view(told.url):
+            write_view_index(told.url, view.open_view(told.url).images)
 
 
 def _standing(url: str) -> dict[int, list[Done]]:

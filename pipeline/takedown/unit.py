@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import candidates, columns, commit, manifest, scratch, storage
+from pipeline.errors import InputError
 from pipeline.manifest import Done
 from pipeline.shards.format import ROW_DIGITS
-from pipeline.stage import Counts, Payload, digest_of
-from pipeline.stages.pack.finish import shard_facts
+from pipeline.shards.view import TEXTS, open_view
+from pipeline.stage import Counts, Input, Payload, digest_of
+from pipeline.stages.pack.finish import shard_facts, view_facts
+from pipeline.stages.pack.view import find_places, without
 from pipeline.takedown import parts
 from pipeline.takedown.lineage import Change, Lineage, former_marks
 from pipeline.takedown.report import Gone, Outcome
@@ -38,13 +41,14 @@ class UnitJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What the rewriting of a unit starts from."""
+    """What the rewriting of a unit starts from. inputs: what it is made from, as that is now."""
 
     folder: str
     record: Mapping[str, Any]
     keys: frozenset[str]
     positional: bool
     work: Path
+    inputs: list[dict[str, Any]]
 
     def part(self, suffix: str) -> str | None:
         """The name of the part with this suffix."""
@@ -109,8 +113,12 @@ def _put_back(
 ) -> str:
     """Rewrites the files that lose rows, and the manifest; returns the unit's content mark."""
     with scratch.folder() as work:
-        unit = Unit(folder=job.folder, record=record, keys=keys, positional=positional, work=work)
-        new = REWRITE[job.kind](unit) if keys else Rewritten(parts={}, counts=unit.counts)
+        unit = Unit(
+            folder=job.folder, record=record, keys=keys, positional=positional, work=work, inputs=inputs
+        )
+        # a view says where pictures lie, which is another place once their tar has lost some
+        rewrite = keys or unit.part(TEXTS) is not None
+        new = REWRITE[job.kind](unit) if rewrite else Rewritten(parts={}, counts=unit.counts)
         volatile = {n for n, f in record["files"].items() if f.get("volatile")} & set(new.parts)
         files = {n: {"sha256": commit.checksum(p), "volatile": n in volatile} for n, p in new.parts.items()}
         mark = manifest.content_mark({**record["files"], **files})
@@ -250,6 +258,8 @@ def _rewrite_columns(unit: Unit) -> Rewritten:
 
 def _rewrite_shards(unit: Unit) -> Rewritten:
     """Samples out of tar and parquet; statistics, and the notes that the indexes are written from."""
+    if unit.part(TEXTS) is not None:
+        return _rewrite_view(unit)
     name, tar = _needed(unit, ".parquet"), _needed(unit, ".tar")
     table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
     kept = table.filter(pc.invert(parts.rows_with(table, unit.keys)))
@@ -265,6 +275,31 @@ def _rewrite_shards(unit: Unit) -> Rewritten:
     if stats is not None:
         new.parts[stats] = parts.packed_stats(json.loads(storage.read_bytes(unit.url(stats))), counts)
     return new
+
+
+def _rewrite_view(unit: Unit) -> Rewritten:
+    """Samples out of the list and the texts of a view; where the others lie in the tars as these are now."""
+    name, texts = _needed(unit, ".parquet"), _needed(unit, TEXTS)
+    table, row_group = parts.read_table(unit.url(name), unit.sha256(name))
+    old = parts.read_part(unit.url(texts), unit.sha256(texts))
+    images = open_view(unit.folder).images
+    tars = [i for i in unit.inputs if i["name"].endswith(".tar")]
+    places = find_places(
+        [Input(url=storage.join(images, i["name"]), fingerprint=i["fingerprint"]) for i in tars]
+    )
+    target = unit.work / "texts"
+    kept, lost = without(table, unit.keys, places, old, target)
+    if lost:
+        raise InputError(
+            f"{unit.url(name)}: {len(lost)} pictures, such as {lost[0]!r}, are no longer among the images; "
+            "run `pairmill pack --view true` again with --overwrite"
+        )
+    counts = parts.kept_counts(unit.counts, len(table) - len(kept))
+    made: dict[str, Payload] = {name: parts.encode_table(kept, row_group), texts: target}
+    stats = unit.part("_stats.json")
+    if stats is not None:
+        made[stats] = parts.packed_stats(json.loads(storage.read_bytes(unit.url(stats))), counts)
+    return Rewritten(parts=made, counts=counts, notes=view_facts(len(kept)))
 
 
 def _needed(unit: Unit, suffix: str) -> str:

@@ -19,6 +19,7 @@ from pipeline.shards.scan import HashingReader, scan_tar
 from pipeline.stage import Counts, digest_of
 from pipeline.verify.report import Damage, Report
 from pipeline.verify.tables import Table, read_table, short
+from pipeline.verify.views import ViewImages, is_view_unit
 
 #: stage -> which of its counts is the number of rows of its `.parquet`
 ROWS = {"crawl": "in", "discover": "out", "pack": "out", "score": "in"}
@@ -39,6 +40,7 @@ class Own:
         self.sizes = {storage.basename(f.url): f.size for f in storage.list_files(folder)}
         self.facts: dict[str, tuple[int, int]] = {}  # tar -> (samples, size)
         self.stage = ""
+        self._images = ViewImages(folder)
 
     @property
     def units(self) -> list[int]:
@@ -74,7 +76,10 @@ class Own:
                 elif found is not None:
                     keys = found
         table = next((t for n, t in tables.items() if n.endswith(f"{shard_name(number)}.parquet")), None)
-        return wrong + _disagreements(record, keys, table), read
+        wrong += _disagreements(record, keys, table)
+        if not wrong and is_view_unit(record):
+            wrong = self._images.faults(record, quick=self.quick)
+        return wrong, read
 
     def _note_tars(self, record: Mapping[str, Any]) -> None:
         for name, facts in record["files"].items():

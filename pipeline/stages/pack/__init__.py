@@ -10,8 +10,8 @@ __all__ = ["Pack", "PackConfig", "books_of", "pack_stages", "select_stages", "ve
 
 
 def pack_stages(config: PackConfig, output: str) -> list[tuple[Stage, str]]:
-    """All stages of pack with their output folders, in the order in which they are to be run; pack alone, where
-    nothing is asked of all samples together.
+    """All stages of pack with their output folders, in the order in which they are to be run; pack alone,
+    where nothing is asked of all samples together.
 
     Raises:
         ConfigError: the rule cannot be read.

@@ -33,8 +33,8 @@ def plan_groups(
     for source in sources:
         if source.get("view", False) != view:
             raise ConfigError(
-                f"the output holds {'copies of pictures' if view else 'a view'}, and the two do not go into one "
-                "folder; choose another --output"
+                f"the output holds {'copies of pictures' if view else 'a view'}, and the two do not go into "
+                "one folder; choose another --output"
             )
         if (source["group"], source["seed"]) != (group, seed):
             raise ConfigError(

@@ -1,7 +1,8 @@
 """Why each row of an image shard is dropped, by what is asked of it alone.
 
-Pack itself, the stages that choose among all samples, and the dry run judge with this one class, so they never
-disagree. What is read of a shard is what the rule names and nothing else, where a caller does not need the rest.
+Pack itself, the stages that choose among all samples, and the dry run judge with this one class, so they
+never disagree. What is read of a shard is what the rule names and nothing else, where a caller does not need
+the rest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What pack may be asked to keep: what a sample must satisfy alone, then what is asked of all samples together.
+"""What pack may be asked to keep: what a sample must satisfy alone, then what is asked of all together.
 
-The order is fixed, whatever the order of the options: first what is asked of each sample alone (tombstones, uids,
-preset, predicate, captions), then at most N pairs with one text, then at most N of one domain, then the top by a
-column. What is asked first drops first, so each later step chooses among what is left.
+The order is fixed, whatever the order of the options: first what is asked of each sample alone (tombstones,
+uids, preset, predicate, captions), then at most N pairs with one text, then at most N of one domain, then the
+top by a column. What is asked first drops first, so each later step chooses among what is left.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Limits:
             raise ConfigError(f"by {self.by!r}: the column has no values; run the stage that writes it")
         if not _is_numeric(kind):
             raise ConfigError(
-                f"by {self.by!r} is a column of {kind}, which has no top; numeric columns: {', '.join(numeric)}"
+                f"by {self.by!r} is a column of {kind}, which has no top; numeric columns: "
+                f"{', '.join(numeric)}"
             )
 
 

@@ -2,11 +2,12 @@
 
     pairmill pack --input images --columns columns/clip --where "clip_score >= 0.28" --output shards
 
-A unit is a group of image shards. Its rows are joined with their columns, judged (`judge`; what is asked of all
-samples together was decided by the stages of `select`), and those kept are written in a seeded order: `N.tar`,
-`N.parquet` (all columns of the kept rows, in the order of the tar) and `N_stats.json`. What was dropped is counted by
-reason in the manifest. When all units stand, `sizes.json` (open_clip) and `wids.json` (random access by wids) are
-written over the whole folder. A view has `N.texts` in the place of `N.tar`, and `view.json` (`pipeline.shards.view`).
+A unit is a group of image shards. Its rows are joined with their columns, judged (`judge`; what is asked of
+all samples together was decided by the stages of `select`), and those kept are written in a seeded order:
+`N.tar`, `N.parquet` (all columns of the kept rows, in the order of the tar) and `N_stats.json`. What was
+dropped is counted by reason in the manifest. When all units stand, `sizes.json` (open_clip) and `wids.json`
+(random access by wids) are written over the whole folder. A view has `N.texts` in the place of `N.tar`, and
+`view.json` (`pipeline.shards.view`).
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ class Pack(Stage):
         decided = {s.number: s.input for s in inputs.shards(self.verdicts, ".parquet")}
         if missing := sorted(parts.keys() - decided.keys()):
             raise ConfigError(
-                f"{self.verdicts}: {len(missing)} of {len(parts)} image shards have no verdicts yet; run pack "
-                "again over all tasks, where it runs as several"
+                f"{self.verdicts}: {len(missing)} of {len(parts)} image shards have no verdicts yet; run "
+                "pack again over all tasks, where it runs as several"
             )
         return {n: (*found, decided[n]) for n, found in parts.items()}
 

@@ -1,6 +1,7 @@
-"""Packed shards without pictures: where each lies in the image tars, and what the packed tar would say beside it.
+"""Packed shards without pictures: where each lies in the image tars, and what a packed tar would say of it.
 
-The captions and json are the bytes that pack would write into a tar, so a reader of the view gives the same samples.
+The captions and json are the bytes that pack would write into a tar, so a reader of the view gives the same
+samples.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def with_places(
 def without(
     table: pa.Table, keys: Collection[str], places: Places, old: bytes, texts: Path
 ) -> tuple[pa.Table, list[str]]:
-    """A view's shard without some keys, its pictures where they are now; and the keys that have none any more.
+    """A view's shard without some keys, its pictures where they are now; and the keys that have none now.
 
     Args:
         old: the captions and json so far; texts: the file that gets those that stay.
@@ -120,7 +121,7 @@ def without(
                 continue
             assert place is not None
             found = dict(place[1])
-            for span in spans:
+            for span in sorted(spans, key=lambda span: span["offset"]):
                 if span["suffix"] in found or span["suffix"] not in ("txt", "json"):
                     continue
                 data = old[span["offset"] : span["offset"] + span["size"]]

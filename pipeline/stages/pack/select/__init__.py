@@ -1,7 +1,8 @@
-"""What is asked of all samples together: at most N pairs with one text, at most N pictures of one domain, the top by
-a column. Ordinary stages before pack's own, each of bounded memory, which hand files to each other:
+"""What is asked of all samples together: at most N pairs with one text, at most N pictures of one domain,
+the top by a column. Ordinary stages before pack's own, each of bounded memory, which hand files to each other:
 
-    rows     a shard each     OUTPUT/_select_1_rows          what competes: key, `by`, hashes of text and domain
+    rows     a shard each     OUTPUT/_select_1_rows          what competes: key, `by`, hashes of text and
+    domain
     cap      a bucket each    OUTPUT/_select_2_text          which keys are too many
     settle   a shard each     OUTPUT/_select_3_text_left     what is left for the next limit
     cap                       OUTPUT/_select_4_domain
@@ -9,8 +10,8 @@ a column. Ordinary stages before pack's own, each of bounded memory, which hand 
     top      one unit         OUTPUT/_select_6_top           the row at the cut
     settle   a shard each     OUTPUT/_select_7_verdicts      which keys are out, and why: what pack reads
 
-Steps that are not asked for are left out. When shards were added, rows does the new ones and the others run again;
-what pack does again are the groups for whose shards other verdicts came out.
+Steps that are not asked for are left out. When shards were added, rows does the new ones and the others run
+again; what pack does again are the groups for whose shards other verdicts came out.
 """
 
 from __future__ import annotations

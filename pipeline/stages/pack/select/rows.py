@@ -1,4 +1,4 @@
-"""Rows, the first of the selecting stages: what of an image shard competes, judged by what is asked of it alone."""
+"""Rows, the first selecting stage: what of an image shard competes, judged by what is asked of it alone."""
 
 from __future__ import annotations
 

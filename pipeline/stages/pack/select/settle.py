@@ -1,7 +1,7 @@
 """Settle, a selecting stage: what a limit or the top means for the rows of one image shard.
 
-After a limit it makes the state ready for what comes next; the last one writes the verdicts that pack reads: the
-keys that are out, each with its reason.
+After a limit it makes the state ready for what comes next; the last one writes the verdicts that pack reads:
+the keys that are out, each with its reason.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Settle(Stage):
         found = [s for s in inputs.shards(self.config.decided, ".parquet") if s.number < self.config.units]
         if len(found) != self.config.units:
             raise ConfigError(
-                f"{self.config.decided}: {len(found)} of {self.config.units} parts are done; run pack again over "
-                "all tasks, where it runs as several"
+                f"{self.config.decided}: {len(found)} of {self.config.units} parts are done; run pack again "
+                "over all tasks, where it runs as several"
             )
         return found
 

@@ -1,7 +1,7 @@
 """What the selecting stages hand to each other: for each row that competes, who it is and what it is worth.
 
-A state is a table of one image shard, sorted by the bucket of what is asked next, so that a bucket is read from all
-shards without the rest. Hashes stand for texts and domains: 128 bits, equal where these are.
+A state is a table of one image shard, sorted by the bucket of what is asked next, so that a bucket is read
+from all shards without the rest. Hashes stand for texts and domains: 128 bits, equal where these are.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pipeline.urls import HOST_PATTERN, clean_host
 
 #: limits, in the order in which they are asked, and the column of the state that each looks at
 CAPS = {PER_TEXT: "text", PER_DOMAIN: "domain"}
-#: key; why the row is out (null: it is still in); what `by` says of it (null also for NaN); hashes of its text
-#: and its domain (null: it has none, and no limit holds for it); bucket of what is asked next, -1 for rows that
-#: this does not concern
+#: key; why the row is out (null: it is still in); what `by` says of it (null also for NaN); hashes of its
+#: text and its domain (null: it has none, and no limit holds for it); bucket of what is asked next, -1 for
+#: rows that this does not concern
 STATE = pa.schema(
     [
         ("bucket", pa.int32()),
@@ -37,7 +37,24 @@ NOT_ASKED = -1
 
 #: second levels that many countries sell below: the domain of such a host has three labels
 _SECOND_LEVELS = frozenset(
-    "ac co com edu go gob gouv gov gv info ltd me mil muni ne net nhs nom or org plc sch web".split()
+    (
+        "ac",
+        "co",
+        "com",
+        "edu",
+        "go",
+        "gob",
+        "gouv",
+        "gov",
+        "ltd",
+        "mil",
+        "ne",
+        "net",
+        "nom",
+        "or",
+        "org",
+        "sch",
+    )
 )
 _ADDRESS = re.compile(r"[\d.]+|\[.*\]|.*:.*")
 _SPACE = re.compile(r"\s+")

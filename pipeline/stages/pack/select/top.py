@@ -1,13 +1,14 @@
 """Top, a selecting stage: where the cut through all rows lies, in an order that `by` and the keys give.
 
-Rows are in the order of a byte string: 8 bytes that sort as `by` falls, then the key. The row at the cut is found
-from its front, two bytes at a time: each pass over the states counts which two bytes follow what is known already,
-until few enough rows begin so to be sorted. So memory is bounded whatever the number of rows and however many of
-them have the same value.
+Rows are in the order of a byte string: 8 bytes that sort as `by` falls, then the key. The row at the cut is
+found from its front, two bytes at a time: each pass over the states counts which two bytes follow what is
+known already, until few enough rows begin so to be sorted. So memory is bounded whatever the number of rows
+and however many of them have the same value.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ class Top(Stage):
         competing, valued = (sum(column) for column in zip(*tables, strict=True))
         if competing and not valued:
             raise InputError(
-                f"column {self.config.by!r} has no value in any of {competing:,} rows, so there is no top; run "
-                "the stage that writes it, or give --by another column"
+                f"column {self.config.by!r} has no value in any of {competing:,} rows, so there is no top; "
+                "run the stage that writes it, or give --by another column"
             )
         wanted = min(valued, taken_of(parse_top(self.config.top), competing))
         cut = self._cut(wanted) if wanted else None
@@ -99,7 +100,7 @@ class Top(Stage):
         known, left = b"", wanted
         while True:
             counts = np.zeros(1 << 16, np.int64)
-            for found in self._each(lambda t, known=known: _next_digits(order_strings(t), known)):
+            for found in self._each(functools.partial(_next_digits, known=known)):
                 counts += found
             if counts.sum() <= self.at_once or len(known) == WIDTH - 2:
                 break
@@ -107,7 +108,7 @@ class Top(Stage):
             digit = int(np.searchsorted(upto, left))
             left -= int(upto[digit] - counts[digit])
             known += digit.to_bytes(2, "big")
-        parts = list(self._each(lambda t: _beginning(t, known)))
+        parts = list(self._each(functools.partial(_beginning, known=known)))
         rows = pa.concat_tables(parts).combine_chunks()
         rows = rows.sort_by([("by", "descending"), ("key", "ascending")])
         return rows["by"][left - 1].as_py(), rows["key"][left - 1].as_py()
@@ -133,8 +134,9 @@ def _begins(strings: np.ndarray, known: bytes) -> np.ndarray:
     return (strings[:, : len(known)] == np.frombuffer(known, np.uint8)).all(axis=1)
 
 
-def _next_digits(strings: np.ndarray, known: bytes) -> np.ndarray:
+def _next_digits(table: pa.Table, known: bytes) -> np.ndarray:
     """How often each two bytes come next in the strings that begin so."""
+    strings = order_strings(table)
     mine = strings[_begins(strings, known)][:, len(known) : len(known) + 2].astype(np.int64)
     return np.bincount(mine[:, 0] << 8 | mine[:, 1], minlength=1 << 16)
 

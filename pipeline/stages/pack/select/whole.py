@@ -17,7 +17,7 @@ def all_shards(folder: str, images: str) -> list[Shard]:
     wanted = {s.number for s in inputs.shards(images, ".tar")}
     if missing := wanted - {s.number for s in found}:
         raise ConfigError(
-            f"{folder}: {len(missing)} of {len(wanted)} image shards are not done yet, and what is chosen among "
-            "all samples needs all; run pack again over all tasks, where it runs as several"
+            f"{folder}: {len(missing)} of {len(wanted)} image shards are not done yet, and what is chosen "
+            "among all samples needs all; run pack again over all tasks, where it runs as several"
         )
     return [s for s in found if s.number in wanted]
