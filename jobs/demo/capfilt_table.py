@@ -20,6 +20,7 @@ FILTER = {
     "ROC AUC of the matching probability": lambda f: f["web"]["auc"],
     "web captions right, before the filter": lambda f: f["packed"]["web_right_before"],
     "web captions right, after it": lambda f: f["packed"]["web_right"],
+    "texts left, web's and written ones, right": lambda f: f["packed"]["texts_right"],
     "pictures with a text left": lambda f: f["packed"]["pictures"],
     "written texts that pass": lambda f: f["written"]["kept"],
     "written: right objects, before and after": lambda f: _pair(f, "objects"),
