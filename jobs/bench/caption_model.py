@@ -70,7 +70,9 @@ def make_sides(
 ) -> Sides:
     """Writes the model into `folder` and loads it on both sides, float32."""
     from transformers import BlipForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # of the matching head, which its captioner leaves in the folder
     torch.set_num_threads(threads)
     tokenizer = _tokenizer(folder / "words")
     config = blip.SIZES[size]

@@ -4,9 +4,9 @@
 
 Slower than a BLIP, which becomes a model of ours, but with the same promises: pictures in batches, each
 encoded once for all its candidates, and draws keyed by (seed, picture, candidate, position), so that the
-other pictures of a batch do not matter. A processor of logits sees to that: it leaves the token that was drawn
-as the only one, whatever generator transformers draws with. Lengths count one opening token, and neither prompt
-nor picture.
+other pictures of a batch do not matter. A processor of logits sees to that: it leaves the token that was
+drawn as the only one, whatever generator transformers draws with. Lengths count one opening token, and
+neither prompt nor picture.
 
 A folder's own Python code is never run.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -191,13 +191,13 @@ def load_foreign(
     Raises:
         ValueError: it holds no captioner, or lacks weights, a tokenizer or a picture processor.
     """
-    from transformers import AutoModelForImageTextToText
+    import transformers  # slow to import, and only needed here
 
-    place = pick_device(device)
+    place, kind = pick_device(device), cast(Any, transformers.AutoModelForImageTextToText)
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     try:
-        model, told = AutoModelForImageTextToText.from_pretrained(
+        model, told = kind.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, dtype=dtype
         )
         processor, tokenizer = _processors(str(folder))

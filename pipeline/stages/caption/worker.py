@@ -170,7 +170,7 @@ class CaptionWorker:
         if len(self.clips) < 2:
             return []
         chosen = [
-            sorted(range(len(own)), key=lambda i, s=scores: (-s[i], i))[: self.config.clip2_top]
+            best_places(scores[: len(own)], self.config.clip2_top)
             for own, scores in zip(written, clip, strict=True)
         ]
         asked = [[own[i] for i in places] for own, places in zip(written, chosen, strict=True)]
@@ -180,6 +180,11 @@ class CaptionWorker:
             for place, score in zip(places, scores, strict=True):
                 own[place] = score
         return found
+
+
+def best_places(scores: Sequence[float], most: int) -> list[int]:
+    """Where the highest scores stand, best first; of equal ones the first."""
+    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:most]
 
 
 def _sampling(config: CaptionConfig) -> Beam | Nucleus:
