@@ -32,7 +32,7 @@ def read_between(url: str, column: str, low: Any, high: Any, *, names: Sequence[
         InputError: the file is missing or damaged.
     """
     try:
-        with storage.open_read(url) as stream:
+        with storage.open_pieces(url) as stream:
             file = pq.ParquetFile(stream, pre_buffer=True)
             at = file.schema_arrow.get_field_index(column)
             groups = [
