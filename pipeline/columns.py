@@ -28,12 +28,15 @@ KNOWN_TYPES: dict[str, pa.DataType] = {
         ("key", "url", "caption", "page_url", "archive", "status", "error_message", "exif", "reason"),
         pa.string(),
     ),
-    **dict.fromkeys(("sha256", "uid", "duplicate_of", "duplicate_reason"), pa.string()),
+    **dict.fromkeys(("sha256", "uid", "duplicate_of", "duplicate_reason", "contaminated_by"), pa.string()),
     **dict.fromkeys(("width", "height", "original_width", "original_height", "http_status"), pa.int32()),
     **dict.fromkeys(("bytes", "record_offset", "position"), pa.int64()),
     "clip_score": pa.float32(),
     "language": pa.string(),
     "language_probability": pa.float32(),
+    "unsafe": pa.float32(),
+    "metaclip_matches": pa.int32(),
+    "metaclip_keep": pa.bool_(),
 }
 
 SUCCESS = "success"

@@ -43,10 +43,16 @@ def rows_of(table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
     missing = [name for name in needs if name not in table.column_names]
     if missing:
         raise InputError(f"no column {missing[0]!r} in {', '.join(table.column_names)}; give it by --columns")
-    values = table.select(list(needs)).to_pylist() if needs else [{}] * len(table)
+    values = _values(table.select(list(needs))) if needs else [{}] * len(table)
     keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
     for key, caption, row in zip(keys, captions, values, strict=True):
         yield Row(key, None, caption or "", row)
+
+
+def _values(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """A few rows at a time: embeddings are large as Python's numbers."""
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
 
 
 def rows_with_pictures(tar: str, table: pa.Table, needs: Sequence[str] = ()) -> Iterator[Row]:
