@@ -40,6 +40,7 @@ class Cost:
     """cpu: seconds of user and system time. process, tree: peak memory in bytes of the largest process
     (resident) and of all of them together (proportional share, so that shared pages count once).
 
+    work: of the CPU time, that of Ray's workers; its servers spend some whether there is work or not.
     wall: seconds from start to end. workers: what the largest of Ray's workers had (resident) at so many
     seconds, whenever one was at work.
     """
@@ -47,6 +48,7 @@ class Cost:
     cpu: float
     process: int
     tree: int
+    work: float = 0.0
     wall: float = 0.0
     workers: Sequence[tuple[float, int]] = ()
 
@@ -102,6 +104,7 @@ class _Books:
     def __init__(self) -> None:
         self._cpu: dict[tuple[int, float], float] = {}
         self._process = self._tree = 0
+        self._at_work: set[tuple[int, float]] = set()
         self._began = time.monotonic()
         self._workers: list[tuple[float, int]] = []
 
@@ -110,6 +113,7 @@ class _Books:
             cpu=sum(self._cpu.values()),
             process=self._process,
             tree=self._tree,
+            work=sum(self._cpu[process] for process in self._at_work),
             wall=time.monotonic() - self._began,
             workers=self._workers,
         )
@@ -128,6 +132,7 @@ class _Books:
                         self._process = max(self._process, memory.rss)
                         if child.cmdline()[:1] and child.cmdline()[0].startswith(RAY_WORKER):
                             worker = max(worker, memory.rss)
+                            self._at_work.add((child.pid, child.create_time()))
                 except psutil.Error:  # it ended meanwhile
                     continue
             self._tree = max(self._tree, tree)

@@ -162,7 +162,7 @@ def _check_kept(told: str, places: dict[str, str]) -> int:
 
 
 def _figures(cost: Cost, rows: int) -> dict[str, Any]:
-    """Seconds, megabytes; microseconds of CPU a row; the largest worker in each third of the time."""
+    """Seconds, those of workers as `work`; megabytes, and the largest worker in each third of the time."""
     thirds: list[int] = [0, 0, 0]
     for at, memory in cost.workers:
         third = min(2, int(3 * at / cost.wall))
@@ -170,7 +170,8 @@ def _figures(cost: Cost, rows: int) -> dict[str, Any]:
     return {
         "cpu": cost.cpu,
         "wall": cost.wall,
-        "cpu_us_per_row": 1e6 * cost.cpu / rows,
+        "work": cost.work,
+        "work_us_per_row": 1e6 * cost.work / rows,
         "worker": cost.worker / MEGABYTE,
         "worker_thirds": [memory / MEGABYTE for memory in thirds],
         "process": cost.process / MEGABYTE,
@@ -215,16 +216,17 @@ def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         "",
-        "| rows | step | CPU s | CPU us a row | wall s | largest worker, MB (thirds of the time) | "
-        "largest process, MB | all processes, MB | planted | marked | wrong |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| rows | step | CPU of workers, s | us a row | all CPU, s | wall s | "
+        "largest worker, MB (thirds of the time) | largest process, MB | all processes, MB | planted | marked | wrong |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, steps in figures.items():
         for name, f in steps.items():
             thirds = ", ".join(f"{memory:.0f}" for memory in f["worker_thirds"])
             marks = " | ".join(f"{f[n]:,}" if n in f else "" for n in ("planted", "marked", "wrong"))
             lines.append(
-                f"| {int(rows):,} | {name} | {f['cpu']:.1f} | {f['cpu_us_per_row']:.1f} | {f['wall']:.0f} | "
+                f"| {int(rows):,} | {name} | {f['work']:.1f} | {f['work_us_per_row']:.1f} | {f['cpu']:.1f} | "
+                f"{f['wall']:.0f} | "
                 f"{f['worker']:.0f} ({thirds}) | {f['process']:.0f} | {f['tree']:.0f} | {marks} |"
             )
     return "\n".join(lines)

@@ -111,13 +111,13 @@ def test_pack_is_checked_by_a_query_of_its_own(places: dict[str, str], tmp_path:
 
 
 def test_figures_are_of_a_row_and_of_thirds_of_the_time() -> None:
-    cost = Cost(cpu=3.0, process=300, tree=900, wall=30.0, workers=[(1, 10), (9, 50), (15, 20), (29, 40)])
+    cost = Cost(cpu=5.0, work=3.0, process=300, tree=900, wall=30.0, workers=[(1, 10), (9, 50), (15, 20), (29, 40)])
     found = rows._figures(cost, 1_000_000)
-    assert found["cpu_us_per_row"] == pytest.approx(3.0)
+    assert found["work_us_per_row"] == pytest.approx(3.0)
     assert found["worker_thirds"] == [50 / 1e6, 20 / 1e6, 40 / 1e6]
     assert found["worker"] == 50 / 1e6
     text = rows.table({"1000000": {"exact": {**found, "planted": 5, "marked": 5, "wrong": 0}}})
-    assert "| 1,000,000 | exact | 3.0 | 3.0 | 30 |" in text
+    assert "| 1,000,000 | exact | 3.0 | 3.0 | 5.0 | 30 |" in text
 
 
 def test_impossible_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
