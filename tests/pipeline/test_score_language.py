@@ -165,7 +165,7 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> 
     dup = make_columns(tmp_path / "dup", {0: {"key": [candidate_key(0, 0)], "caption": ["x"]}}, stage="dedup")
     for changes, message in (
         ({"kind": "clip"}, "looks at pictures; crawl them first"),
-        ({"kind": "colour"}, "must be one of clip, language"),
+        ({"kind": "colour"}, "must be one of clip, embedding"),
         ({"model": "ViT-B-32"}, "means nothing to kind 'language'"),
         ({"batch_size": 8}, "batch_size 8 means nothing"),
         ({"gpus": 1.0}, "gpus 1.0 means nothing"),
