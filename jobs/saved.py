@@ -84,8 +84,10 @@ def _absolute(value: Any) -> Any:
     """A relative path or glob that names something here; a URL, or the name of a model, stays as it is."""
     if not isinstance(value, str) or not value or Path(value).is_absolute() or "://" in value:
         return value
-    there = Path(value).exists() or glob.has_magic(value)
-    return str(Path.cwd() / value) if there else value
+    if Path(value).exists() or glob.has_magic(value):
+        return str(Path.cwd() / value)
+    name, equals, place = value.partition("=")  # NAME=PLACE, as dedup's benchmarks are given
+    return f"{name}={_absolute(place)}" if equals else value
 
 
 def name_stage(resolved: str, stage: Stage) -> str:

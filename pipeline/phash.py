@@ -155,7 +155,7 @@ def band_values(words: np.ndarray, bands: int, bits: int) -> np.ndarray:
     Args:
         bits: of a band, at most 64; they are the highest of its value.
     """
-    every = np.unpackbits(words.astype(">u8").view(np.uint8).reshape(len(words), -1), axis=1)
+    every = np.unpackbits(words.astype(">u8").view(np.uint8).reshape(len(words), 8 * words.shape[1]), axis=1)
     dealt = every[:, : bands * bits].reshape(len(words), bits, bands).transpose(0, 2, 1)
     packed = np.packbits(dealt, axis=2)
     whole = np.zeros((len(words), bands, 8), np.uint8)

@@ -7,6 +7,7 @@
 
     exact          the same URL, caption or file     duplicate_of, duplicate_reason
     near           pictures that look alike          near_duplicate_of, near_distance
+    contamination  like a benchmark's picture        contaminated_by, contamination_distance
     semantic       embeddings close to each other    semantic_duplicate_of, ..._similarity, ..._cluster
 
 A method over all shards has three kinds of stages, so that memory is bounded and every one resumes alone:
@@ -34,6 +35,7 @@ Its `__init__.py` imports nothing, since DedupConfig is built from all methods' 
 from pipeline.errors import ConfigError
 from pipeline.stage import Stage
 from pipeline.stages.dedup.config import DedupConfig
+from pipeline.stages.dedup.contamination.method import METHOD as CONTAMINATION
 from pipeline.stages.dedup.exact.method import METHOD as EXACT
 from pipeline.stages.dedup.method import Method
 from pipeline.stages.dedup.near.method import METHOD as NEAR
@@ -41,7 +43,12 @@ from pipeline.stages.dedup.semantic.method import METHOD as SEMANTIC
 
 __all__ = ["METHODS", "DedupConfig", "dedup_stages"]
 
-METHODS: dict[str, Method] = {"exact": EXACT, "near": NEAR, "semantic": SEMANTIC}
+METHODS: dict[str, Method] = {
+    "exact": EXACT,
+    "near": NEAR,
+    "contamination": CONTAMINATION,
+    "semantic": SEMANTIC,
+}
 
 
 def dedup_stages(config: DedupConfig, output: str) -> list[tuple[Stage, str]]:
