@@ -21,6 +21,7 @@ BENCHMARKS = {
     "curation": "precision and recall of each stage on planted truths",
     "loader": "CPU of a training sample, beside open_clip's loader",
     "rows": "CPU and memory of dedup and pack over a million rows, and what they find",
+    "score": "pairs a second of the score stage, beside the bare forward pass",
     "train": "samples a second, FLOPs, utilisation and memory of a training step",
 }
 

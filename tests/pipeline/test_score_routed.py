@@ -43,8 +43,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("world")
     shards = {shard: [crawled(shard, i, bytes=6000) for i in range(ROWS)] for shard in range(SHARDS)}
-    shards[1][3] = crawled(1, 3, picture=b"none")
-    shards[1][4] = crawled(1, 4, caption=" ")
+    shards[1][3] = crawled(1, 3, bytes=6000, picture=b"none")
+    shards[1][4] = crawled(1, 4, bytes=6000, caption=" ")
     make_images(place / "images", shards)
     language = {
         shard: {"key": [row["key"] for row in rows], "language": [_language(i) for i in range(ROWS)]}
