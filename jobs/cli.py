@@ -37,6 +37,7 @@ VERBS = {
     "convert": "read published checkpoints into model folders, and write them back",
     "evaluate": "evaluate a trained model on a fixed pool",
     "report": "write one HTML file about a whole chain",
+    "inspect": "write a contact sheet of one shard",
     "run": "run a whole chain from one YAML file",
     "status": "show how far a chain or an output folder is",
     "verify": "check every shard of output folders against its manifest, and mend them",
@@ -46,7 +47,7 @@ VERBS = {
     "bench": "measure crawl or discover beside the field, or a training step",
 }
 #: verbs with a command line of their own: what they work on stands first, not behind an option
-POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench", "convert")
+POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench", "convert", "inspect")
 
 
 def entry() -> None:

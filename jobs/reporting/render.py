@@ -18,10 +18,13 @@ from markupsafe import Markup
 
 from jobs.reporting import charts, curation, gallery, scores, tables, thresholds
 from jobs.reporting.books import StageFacts, named
+from jobs.reporting.contact import draw
 from jobs.reporting.funnel import funnel
 from jobs.reporting.gather import Facts
+from jobs.reporting.pictures import opened, shrink
 from jobs.reporting.rows import Tally
 from jobs.reporting.runs import RunFacts
+from jobs.reporting.sheet import Sheet
 from jobs.reporting.text import clean, count, duration, figure, plural, printable, redact, share
 from pipeline import storage
 
@@ -33,10 +36,7 @@ def render(facts: Facts) -> str:
     style, script = _read("report.css"), _read("whatif.js")
     assert "</" not in script, "it would end its element"
     assert "<!--" not in script
-    environment = Environment(
-        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_read("report.html"))
+    template = _environment().from_string(_read("report.html"))
     # both are ours and hold no `</`; escaping their quotes would break the hashes
     text = template.render(
         page=page(facts),
@@ -46,6 +46,44 @@ def render(facts: Facts) -> str:
         script_hash=_mark(script),
     )
     return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def render_sheet(sheet: Sheet, *, kind: str) -> tuple[bytes, int]:
+    """A contact sheet as a file of a kind (`HTML`, `JPEG`, `PNG`), and how many pictures are unreadable."""
+    name = storage.basename(sheet.tar)
+    words = f"{plural(len(sheet.pictures), 'picture')} of {count(sheet.whole)}"
+    if sheet.matching != sheet.whole:
+        words += f", of {count(sheet.matching)} that match"
+    if kind != "HTML":
+        unreadable = sum(one.data is None or opened(one.data, side=16) is None for one in sheet.pictures)
+        return draw(sheet, f"{clean(name)}: {words}", kind), unreadable
+    style = _read("report.css")
+    pictures = []
+    for one in sheet.pictures:
+        small = shrink(one.data) if one.data is not None else None
+        address = "data:image/jpeg;base64," + base64.b64encode(small).decode() if small else None
+        pictures.append(
+            {"address": address, "key": clean(one.key), "caption": one.caption, "told": one.values}
+        )
+    text = (
+        _environment()
+        .from_string(_read("sheet.html"))
+        .render(
+            title=clean(name),
+            words=words + ".",
+            pictures=pictures,
+            style=Markup(style),
+            style_hash=_mark(style),
+        )
+    )
+    data = text.encode("utf-8", "replace") + b"\n"
+    return data, sum(one["address"] is None for one in pictures)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _mark(text: str) -> str:
