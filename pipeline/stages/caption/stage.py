@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import candidates
@@ -26,7 +25,7 @@ from pipeline.asked import Asked
 from pipeline.errors import ConfigError
 from pipeline.pictures import rows_with_pictures
 from pipeline.stage import Counts, Input, Output, Resources, Stage, Unit
-from pipeline.stages.caption.captioned import SCHEMA, Captioned, sidecar
+from pipeline.stages.caption.captioned import Captioned, sidecar
 from pipeline.stages.caption.config import CaptionConfig, check
 from pipeline.stages.caption.models import model_inputs
 
@@ -50,11 +49,6 @@ class CaptionStage(Stage):
         self._found: tuple[Input, ...] | None = None
 
     @property
-    def schema(self) -> pa.Schema:
-        """The columns that it writes beside `key`."""
-        return SCHEMA
-
-    @property
     def resources(self) -> Resources:
         return Resources(cpus=self.config.cpus, gpus=self.config.gpus)
 
@@ -65,10 +59,6 @@ class CaptionStage(Stage):
                 "crawl them first, and give the crawl's output"
             )
         return self.asked.units(self._models())
-
-    def unit_over(self, number: int, shard: Input) -> Unit:
-        """The unit over one shard of images that is not in its folder yet (`pipeline.fused`)."""
-        return Unit(number=number, source={"shard": number}, inputs=(shard, *self._models()))
 
     def _models(self) -> tuple[Input, ...]:
         """Found once: it hashes all weights."""
