@@ -20,6 +20,8 @@ BENCHMARKS = {
     "caption": "captions a CPU second, beside transformers writing about a picture at a time",
     "curation": "precision and recall of each stage on planted truths",
     "loader": "CPU of a training sample, beside open_clip's loader",
+    "plan": "what a chain of billions of pairs comes to, reckoned from measured figures",
+    "near": "recall and precision of near duplicates on planted copies",
     "rows": "CPU and memory of dedup and pack over a million rows, and what they find",
     "score": "pairs a second of the score stage, beside the bare forward pass",
     "train": "samples a second, FLOPs, utilisation and memory of a training step",

@@ -217,7 +217,8 @@ def table(figures: dict[str, Any]) -> str:
     lines = [
         "",
         "| rows | step | CPU of workers, s | us a row | all CPU, s | wall s | "
-        "largest worker, MB (thirds of the time) | largest process, MB | all processes, MB | planted | marked | wrong |",
+        "largest worker, MB (thirds of the time) | largest process, MB | all processes, MB | "
+        "planted | marked | wrong |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, steps in figures.items():
