@@ -96,10 +96,12 @@ def main(argv: Sequence[str]) -> int:
             folder = Path(known.folder or scratch).absolute() / f"rows-{rows}-{known.seed}"
             print(f"{rows:,} rows in {world.shards} shards, {world.successes():,} fetched", flush=True)
             places = make_folders(str(folder), world, known.dimensions)
-            figures[str(rows)] = {name: _run(name, world, places, folder, known) for name in known.steps}
+            for name in known.steps:
+                found = _run(name, world, places, folder, known)
+                figures.setdefault(str(rows), {})[name] = found
+                if known.json:
+                    Path(known.json).write_text(json.dumps(figures, indent=1))
     print(table(figures))
-    if known.json:
-        Path(known.json).write_text(json.dumps(figures, indent=1))
     return 0
 
 
