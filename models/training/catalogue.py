@@ -2,8 +2,9 @@
 
 Samples are counted once, by the main process, into `counts.json` of the run folder; the others read that.
 URLs with keys in them do not go into the file: then every process lists the shards itself.
-Folders with a `sizes.json` (`pairmill pack` writes it; of a view `view.json`) are taken at its word, which every shard is checked
-against when it is first read; of others the headers are read, which also finds shards that are damaged.
+Folders with a `sizes.json` (`pairmill pack` writes it; of a view, `view.json`) are taken at its word, which
+every shard is checked against when it is first read; of others the headers are read, which also finds damaged
+shards.
 """
 
 from __future__ import annotations

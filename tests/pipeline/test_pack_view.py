@@ -1,4 +1,4 @@
-"""Views: the samples are those of packed tars, byte for byte; what they hold after the images have changed."""
+"""Views: the samples are those of packed tars, byte for byte; what becomes of them when images change."""
 
 from __future__ import annotations
 

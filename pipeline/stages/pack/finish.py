@@ -35,7 +35,7 @@ def view_facts(samples: int) -> dict[str, Any]:
 
 
 def write_view_index(output: str, images: str) -> None:
-    """Writes `view.json`; leaves it alone where it says the same already. `images`: where the pictures lie."""
+    """Writes `view.json`; leaves it alone where it says the same already. images: where the pictures lie."""
     records = manifest.read_all(output)
     shards = {f"{shard_name(r['unit'])}.parquet": r["notes"]["samples"] for r in records}
     index.write_if_new(storage.join(output, view.INDEX), view.index_of(output, images, shards))

@@ -48,6 +48,7 @@ class Judge:
         self.selection = Selection(where=rule.where, preset=rule.preset)
         preset = get_preset(rule.preset).captions if rule.preset is not None else None
         self.captions = CaptionPolicy(rule.captions, seed=seed, preset=preset)
+        self._rules = self.selection.rules()
 
     def check(self, schema: pa.Schema) -> None:
         """Raises ConfigError unless the rule can be asked of tables of this schema, or where tombstones
@@ -66,7 +67,7 @@ class Judge:
             uids.load(rule.uids)
             found.append(Input(url=rule.uids, fingerprint=inputs.file_fingerprint(info)))
         if rule.preset is not None:
-            text = repr([(name, one.text) for name, one in self.selection.rules()])
+            text = repr([(name, one.text) for name, one in self._rules])
             if (captions := get_preset(rule.preset).captions) is not None:
                 text += repr(captions)
             mark = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -93,7 +94,7 @@ class Judge:
 
     def columns(self) -> frozenset[str]:
         """The columns that are looked at, in lower case."""
-        names = {name for _, one in self.selection.rules() for name in one.columns}
+        names = {name for _, one in self._rules for name in one.columns}
         names |= set(tombstones.load(self._books).columns)
         if self.rule.uids is not None:
             names.add("uid")
@@ -111,7 +112,7 @@ class Judge:
         """The reasons that the rule itself can give, in the order in which it asks."""
         found = [tombstones.TAKEN_DOWN]
         found += ["not_in_uids"] if self.rule.uids is not None else []
-        for name, _ in self.selection.rules():
+        for name, _ in self._rules:
             found += [name, f"{name}_null"]
         return found
 

@@ -1,8 +1,7 @@
 """What is asked of all samples together: at most N pairs with one text, at most N pictures of one domain,
-the top by a column. Ordinary stages before pack's own, each of bounded memory, which hand files to each other:
+the top by a column. Ordinary stages before pack's own, each of bounded memory, that hand files on:
 
-    rows     a shard each     OUTPUT/_select_1_rows          what competes: key, `by`, hashes of text and
-    domain
+    rows     a shard each     OUTPUT/_select_1_rows          what competes, and hashes of text and domain
     cap      a bucket each    OUTPUT/_select_2_text          which keys are too many
     settle   a shard each     OUTPUT/_select_3_text_left     what is left for the next limit
     cap                       OUTPUT/_select_4_domain
