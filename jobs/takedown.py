@@ -194,7 +194,9 @@ def _hints(report: Report) -> list[str]:
             "rerun dedup: where a removed picture was the one kept of several, another takes its place"
         )
     if any(f.rows and storage.basename(f.url).startswith("_select_") for f in report.folders):
-        hints.append("rerun pack: where a removed picture was in the top, or under a limit, another takes its place")
+        hints.append(
+            "rerun pack: where a removed picture was in the top, or under a limit, another may take its place"
+        )
     images = any(f.kind == "images" and f.rewritten for f in report.folders)
     if images and not any(f.kind == "columns" for f in report.folders):
         hints.append(
