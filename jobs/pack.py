@@ -16,9 +16,9 @@ from jobs.pack_dry_run import dry_run
 from jobs.pack_funnel import as_json, render
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
-from pipeline import session, storage
+from pipeline import manifest, session, storage
 from pipeline.errors import ConfigError
-from pipeline.settings import operational
+from pipeline.settings import differences, operational, semantic_config
 from pipeline.stage import Stage
 from pipeline.stages.pack import PackConfig, pack_stages
 from pipeline.stages.pack.rule import RuleOptions
@@ -53,10 +53,28 @@ def run(config: PackOptions, request: Request) -> int:
     if not request.output:
         raise ConfigError("no --output; give the folder of the shards, or --dry_run true to look only")
     *before, pack = stages(config, request.output)
+    if before and not request.options.overwrite:
+        _refuse_other_options(pack[0], request.output)
     with session.shared_session():
         # what is chosen among all samples needs all of them, however few groups are wanted for a taste
         whole = dataclasses.replace(request, options=dataclasses.replace(request.options, limit=None))
         return run_stages(before, whole) or run_stages([pack], request)
+
+
+def _refuse_other_options(stage: Stage, output: str) -> None:
+    """Pack itself would refuse them too, once all else has been chosen for nothing.
+
+    Raises:
+        ConfigError: the output was packed with other options.
+    """
+    done = next(iter(manifest.list_done(output).values()), None)
+    if done is not None:
+        found = differences(manifest.read(done)["config"], semantic_config(stage.config))
+        if found:
+            raise ConfigError(
+                f"{output} was packed with other options: {'; '.join(found)}. Pass --overwrite to pack it "
+                "again, or choose another --output"
+            )
 
 
 def _dry_run(config: PackOptions, request: Request) -> int:

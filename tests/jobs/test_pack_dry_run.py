@@ -206,6 +206,18 @@ def test_nothing_stored_and_no_output(
     assert "'clip_score' has no value in any of 44 rows" in capsys.readouterr().err
 
 
+def test_other_options_are_refused_before_anything_is_chosen(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _packed(world, {"where": "clip_score > 0.2"}, "out")
+    words = ("--where", "clip_score > 0.2", "--top", "30%", "--by", "clip_score", "--output", f"{world}/out")
+    assert cli.main(_options(world, *words)) == 2
+    assert (
+        'was packed with other options: by null -> "clip_score"; top null -> "30%"' in capsys.readouterr().err
+    )
+    assert not list((world / "out").glob("_select_*"))
+
+
 def test_taken_down_rows_are_told(world: Path) -> None:
     (world / "list.txt").write_text("domain:site1.example\n")
     config = PackConfig(
@@ -219,7 +231,7 @@ def test_taken_down_rows_are_told(world: Path) -> None:
 @pytest.mark.prove
 @pytest.mark.prove_ci
 def test_everything_together_from_the_command_line(world: Path) -> None:
-    """A list of uids, a predicate, a preset, limits and a top, packed on Ray; as a view; and as was foretold."""
+    """A list of uids, a predicate, a preset, a limit and a top, packed on Ray; as a view; as was foretold."""
     rows = [row for p in sorted((world / "images").glob("*.parquet")) for row in pq.read_table(p).to_pylist()]
     (world / "uids.txt").write_text("".join(f"{row['uid']}\n" for row in rows if row["key"][-1] != "3"))
     words = ("--uids", f"{world}/uids.txt", "--where", "coalesce(language, 'de') = 'de' OR language = 'en'")
