@@ -24,7 +24,7 @@ from pipeline.verify.views import ViewImages, is_view_unit
 #: stage -> which of its counts is the number of rows of its `.parquet`
 ROWS = {"crawl": "in", "discover": "out", "pack": "out", "score": "in"}
 #: stages whose parquets have each key once
-KEYED = ("crawl", "dedup", "pack", "score")
+KEYED = ("crawl", "dedup", "dedup-contamination", "dedup-near", "dedup-semantic", "pack", "score")
 #: stages whose tars and parquets have their keys in ascending order
 ASCENDING = ("crawl",)
 
