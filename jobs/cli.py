@@ -120,7 +120,7 @@ def build_parser(name: str, verb: Verb) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(verb.config, None)
     if verb.stage:
-        needed = {"required": True} if verb.needs_output else {"default": ""}
+        needed = {"default": ""} if verb.has_dry_run else {"required": True}
         parser.add_argument("--output", type=str, help="output folder, any fsspec location", **needed)
         parser.add_class_arguments(RunOptions, None)
     else:
@@ -145,6 +145,8 @@ def parse_verb(name: str, argv: Sequence[str]) -> tuple[Verb, Any, Request]:
         message = " ".join(str(error).split())
         raise ConfigError(f"{message}; see `pairmill {name} --help`") from error
     config = _pick(verb.config, built)
+    if verb.has_dry_run and not (built.output or config.dry_run):
+        raise ConfigError("no --output; give the folder that is to be written, or --dry_run true to look only")
     options = _pick(RunOptions, built) if verb.stage else RunOptions(overwrite=built.overwrite)
     resolved = portable(name, config, parser.dump(parsed, skip_link_targets=False))
     return verb, config, Request(output=getattr(built, "output", ""), options=options, resolved=resolved)

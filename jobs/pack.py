@@ -50,8 +50,6 @@ def run(config: PackOptions, request: Request) -> int:
         return _dry_run(config, request)
     if config.against != RuleOptions() or config.json is not None:
         raise ConfigError("--against and --json belong to a dry run; pass --dry_run true, or leave them out")
-    if not request.output:
-        raise ConfigError("no --output; give the folder of the shards, or --dry_run true to look only")
     *before, pack = stages(config, request.output)
     if before and not request.options.overwrite:
         _refuse_other_options(pack[0], request.output)
@@ -90,7 +88,7 @@ def _dry_run(config: PackOptions, request: Request) -> int:
     return EXIT_DONE
 
 
-VERB = Verb(config=PackOptions, run=run, stage=True, stages=stages, needs_output=False)
+VERB = Verb(config=PackOptions, run=run, stage=True, stages=stages, has_dry_run=True)
 
 if __name__ == "__main__":
     from jobs.cli import main

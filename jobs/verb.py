@@ -34,7 +34,7 @@ class Verb:
     stage: whether it runs units on Ray, and so takes `--output` and the runner's options.
     stages: of such a verb: the stages that a config and an output folder come to, each with its own folder,
         in the order in which they run; so they can be built again from what was saved.
-    needs_output: whether the command line refuses a stage's verb without `--output`.
+    has_dry_run: whether its config has a field `dry_run`, with which it writes nothing and needs no output.
     configs: folder of files that `--config` finds by their name without `.yaml`.
     """
 
@@ -42,5 +42,5 @@ class Verb:
     run: Callable[[Any, Request], int]
     stage: bool = False
     stages: Callable[[Any, str], Sequence[tuple[Stage, str]]] | None = None
-    needs_output: bool = True
+    has_dry_run: bool = False
     configs: Path | None = None

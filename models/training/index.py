@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -211,7 +212,7 @@ def _read(place: Path) -> ShardIndex | None:
 
 def _write(place: Path, index: ShardIndex) -> None:
     temp = place.with_name(f".{place.name}.{os.getpid()}")
-    more: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {}
     if (pictures := index.pictures) is not None:
         more = {"sizes": pictures.sizes_T, "tar": pictures.tar_S, "suffix": pictures.suffix_S}
         more |= {"tars": np.array(pictures.tars, np.str_), "texts": np.array(pictures.texts, np.str_)}
