@@ -146,7 +146,7 @@ def parse_verb(name: str, argv: Sequence[str]) -> tuple[Verb, Any, Request]:
         raise ConfigError(f"{message}; see `pairmill {name} --help`") from error
     config = _pick(verb.config, built)
     if verb.has_dry_run and not (built.output or config.dry_run):
-        raise ConfigError("no --output; give the folder that is to be written, or --dry_run true to look only")
+        raise ConfigError("no --output; give the folder to be written, or --dry_run true to look only")
     options = _pick(RunOptions, built) if verb.stage else RunOptions(overwrite=built.overwrite)
     resolved = portable(name, config, parser.dump(parsed, skip_link_targets=False))
     return verb, config, Request(output=getattr(built, "output", ""), options=options, resolved=resolved)
