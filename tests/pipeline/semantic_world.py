@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import inputs
 from pipeline.shards.format import sample_key
+from pipeline.stage import Input, Unit
 from pipeline.stages.dedup import DedupConfig, dedup_stages
 from pipeline.stages.dedup.semantic import vectors
 from pipeline.stages.dedup.semantic.config import SemanticOptions
@@ -23,6 +25,25 @@ def embedding_column(rows: Sequence[Any], dimensions: int) -> pa.Array:
     """float16 lists as `score --kind embedding` writes them; None for a row without one."""
     values = [None if row is None else np.asarray(row, np.float16) for row in rows]
     return pa.array(values, pa.list_(pa.float16(), dimensions))
+
+
+class Embedded(FixedColumns):
+    """A stand-in for `score --kind embedding`: made from the shards of images."""
+
+    def __init__(self, shards: dict[int, pa.Table], images: Path) -> None:
+        super().__init__(shards)
+        self._images = images
+
+    def plan(self, planned: Sequence[Unit]) -> list[Unit]:
+        images = {s.number: s.input for s in inputs.shards(str(self._images), ".tar")}
+        return [
+            Unit(
+                number=u.number,
+                source={"shard": u.number},
+                inputs=(images[u.number], Input(url=f"{u.number:08d}", fingerprint=u.inputs[0].fingerprint)),
+            )
+            for u in super().plan(planned)
+        ]
 
 
 def make_world(base: Path, shards: dict[int, Sequence[Any]], dimensions: int) -> tuple[Path, Path]:
@@ -40,7 +61,7 @@ def make_world(base: Path, shards: dict[int, Sequence[Any]], dimensions: int) ->
         )
         for n, rows in shards.items()
     }
-    run_here(FixedColumns(tables), base / "embedding", overwrite=True)
+    run_here(Embedded(tables, base / "images"), base / "embedding", overwrite=True)
     return base / "images", base / "embedding"
 
 

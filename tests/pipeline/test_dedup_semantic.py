@@ -404,3 +404,23 @@ def test_a_lost_part_comes_back_and_nothing_behind_it_changes(tmp_path: Path) ->
     (tmp_path / "out/_resolve/00000001.parquet").unlink()
     counts = run_semantic(images, embedding, tmp_path / "out", buckets=2)
     assert [bool(c.taken) for c in counts] == [False, False, True, False, False]
+
+
+def test_a_takedown_reaches_the_vectors(tmp_path: Path) -> None:
+    row, other = np.eye(D)[0], np.eye(D)[1]
+    images, embedding = make_world(tmp_path, {0: [row, row, row, other], 1: [row, other]}, D)
+    out = tmp_path / "out"
+    run_semantic(images, embedding, out, clusters=1, group=1)
+    gone = sample_key(0, 0)
+    url = crawled(0, 0)["url"]
+    words = ["--images", images, "--columns", embedding, out, "--url", url]
+    assert main(["takedown", *map(str, words)]) == 0
+    assert gone not in pq.read_table(embedding / "00000000.parquet")["key"].to_pylist()
+    assert gone not in pq.read_table(out / "_assign/00000000.parquet")["key"].to_pylist()
+    counts = run_semantic(images, embedding, out, clusters=1, group=1)
+    assert counts[0].taken == 0
+    found = {key: row["semantic_duplicate_of"] for key, row in marks(out).items()}
+    first, last = sample_key(0, 1), sample_key(0, 3)
+    assert found == {
+        first: None, sample_key(0, 2): first, last: None, sample_key(1, 0): first, sample_key(1, 1): last,
+    }  # fmt: skip
