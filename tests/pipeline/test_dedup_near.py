@@ -113,7 +113,7 @@ def test_copies_are_marked_and_shards_that_follow_change_nothing(tmp_path: Path)
     after = manifest.list_done(str(output))
     assert {n: after[n].content for n in before} == {n: before[n].content for n in before}
     # as if all had been there from the start, in any number of buckets
-    for buckets in (1, 40):
+    for buckets in (1, 7):
         _, _, whole = _run(images, hashes, tmp_path / f"b{buckets}", buckets=buckets)
         assert _marks(tmp_path / f"b{buckets}") == found
         assert whole.to_json() == {"in": 16, "out": 7, "dropped": {"near_duplicate": 9}}

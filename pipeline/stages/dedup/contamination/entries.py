@@ -13,14 +13,15 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.phash import WORDS, CorruptPictureError, decode_grey, outlines, phash64
 from pipeline.stages.dedup.hashes import HASHES, INNER, LONG, SHA256, SHORT, read_outlines
 
-#: `hashes`: as `pipeline.phash.outlines` has them; a list may have only one of the last three
+#: `short` is the 64-bit hash, `long` what `pipeline.phash.outlines` gives, `digest` the sha256 of a file; a
+#: list may have only one of them
 BENCHMARK = pa.schema(
     [
         ("set", pa.string()),
         ("name", pa.string()),
-        ("phash", pa.binary(8)),
-        ("hashes", pa.binary(8 * WORDS * HASHES)),
-        ("sha256", pa.binary(32)),
+        ("short", pa.binary(8)),
+        ("long", pa.binary(8 * WORDS * HASHES)),
+        ("digest", pa.binary(32)),
     ]
 )
 #: what a list of hashes in parquet may have
@@ -38,7 +39,7 @@ def of_pictures(name: str, pictures: Iterable[tuple[str, bytes]]) -> tuple[pa.Ta
             undecodable += 1
             continue
         long = outlines(grey).astype(">u8").tobytes()
-        rows.append({"set": name, "name": label, "phash": bytes.fromhex(phash64(grey)), "hashes": long})
+        rows.append({"set": name, "name": label, "short": bytes.fromhex(phash64(grey)), "long": long})
     return pa.Table.from_pylist(rows, schema=BENCHMARK), undecodable
 
 
@@ -61,7 +62,7 @@ def of_text(name: str, url: str) -> pa.Table:
                 f"{url}, line {number}: {line[:40]!r} is no hash; a line has 16 hex digits (a 64-bit pHash), "
                 "then a name if it likes"
             )
-        rows.append({"set": name, "name": match[2] or match[1].lower(), "phash": bytes.fromhex(match[1])})
+        rows.append({"set": name, "name": match[2] or match[1].lower(), "short": bytes.fromhex(match[1])})
     if not rows:
         raise ConfigError(f"{url} has no hash; a line has 16 hex digits (a 64-bit pHash)")
     return pa.Table.from_pylist(rows, schema=BENCHMARK)
@@ -89,12 +90,12 @@ def of_parquet(name: str, url: str) -> pa.Table:
     found = {
         "set": pa.array([name] * length, pa.string()),
         "name": _names(table),
-        "phash": _digits(table, (SHORT,), 8, url),
-        "hashes": _hashes(table, url),
-        "sha256": _digits(table, (SHA256, "sha256"), 32, url),
+        "short": _digits(table, (SHORT,), 8, url),
+        "long": _hashes(table, url),
+        "digest": _digits(table, (SHA256, "sha256"), 32, url),
     }
     entries = pa.table(found, schema=BENCHMARK)
-    some = [column.is_valid() for column in (entries["phash"], entries["hashes"], entries["sha256"])]
+    some = [column.is_valid() for column in (entries["short"], entries["long"], entries["digest"])]
     return entries.filter(pa.compute.or_(pa.compute.or_(some[0], some[1]), some[2]))
 
 
@@ -130,7 +131,7 @@ def _hashes(table: pa.Table, url: str) -> pa.Array:
         table = table.append_column(INNER, pa.array(values, pa.string()))
     words, has = read_outlines(table, url)
     rows = iter(words.astype(">u8").reshape(len(words), HASHES * WORDS))
-    return pa.array([next(rows).tobytes() if h else None for h in has], BENCHMARK.field("hashes").type)
+    return pa.array([next(rows).tobytes() if h else None for h in has], BENCHMARK.field("long").type)
 
 
 def words_of(column: pa.ChunkedArray, words: int) -> np.ndarray:

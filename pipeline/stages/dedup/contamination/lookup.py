@@ -78,18 +78,18 @@ class Lookup:
         table = table.append_column("label", label).sort_by("label").combine_chunks()
         self.labels = table["label"].combine_chunks()
         place = np.arange(len(table))
-        has = table["hashes"].is_valid().to_numpy()
-        long = words_of(table["hashes"].drop_null(), HASHES * WORDS)
+        has = table["long"].is_valid().to_numpy()
+        long = words_of(table["long"].drop_null(), HASHES * WORDS)
         # of equal ones the first label is nearest; sets may have thousands of blank pictures
         long, first = np.unique(long, axis=0, return_index=True)
         hashes, self._owner, self._whole = _flat(long.reshape(-1, HASHES, WORDS), place[has][first])
         self._long = Bands(hashes, bands=LONG_BANDS, bits=LONG_BITS)
-        only_short = pc.and_(table["phash"].is_valid(), pc.is_null(table["hashes"])).to_numpy()
-        short, first = np.unique(words_of(table["phash"].filter(pa.array(only_short)), 1), return_index=True)
+        only_short = pc.and_(table["short"].is_valid(), pc.is_null(table["long"])).to_numpy()
+        short, first = np.unique(words_of(table["short"].filter(pa.array(only_short)), 1), return_index=True)
         self._short_owner = place[only_short][first]
         bands = short_distance + 1
         self._short = Bands(short[:, None], bands=bands, bits=64 // bands)
-        self._sha256 = table["sha256"].combine_chunks()
+        self._sha256 = table["digest"].combine_chunks()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -101,12 +101,13 @@ def _groups(benchmark: Set) -> list[Piece]:
 
 def list_pictures(folder: str) -> list[tuple[str, storage.FileInfo]]:
     """The pictures in a folder and in those below it, with their path inside it, by that path."""
+    base = storage.resolve(folder)[1].rstrip("/") + "/"
     found = [
-        (name, info)
-        for name, info in inputs.files(storage.join(folder, "**"))
-        if name.lower().endswith(SUFFIXES)
+        (storage.resolve(info.url)[1].removeprefix(base), info)
+        for info in storage.find(storage.join(folder, "**"))
     ]
-    return sorted(found)
+    pictures = [item for item in found if item[0].lower().endswith(SUFFIXES)]
+    return sorted(pictures, key=lambda item: item[0])
 
 
 def shard_pictures(tar: str) -> Iterator[tuple[str, bytes]]:
