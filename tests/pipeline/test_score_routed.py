@@ -198,7 +198,7 @@ def test_a_gpu_that_is_not_there_is_said_so(
 def test_laion5b_reads_it_and_several_models_stand_side_by_side(
     tmp_path: Path, world: Path, models: tuple[str, str]
 ) -> None:
-    """Two columns of two runs, one by options of the command line; packed by a rule over both, by a preset."""
+    """Two columns, one by options of the command line; packed by a rule over both, and by a preset."""
     folders = ["--input", str(world / "images"), "--output", "x", "--columns", str(world / "language")]
     routed = ["--model", models[0], "--clip.multilingual", models[1], "--clip.english", "[en]"]
     _, parsed, _ = parse_verb("score", [*folders, *routed])
