@@ -8,6 +8,7 @@ null does not keep the row, and adds `_null` to the reason.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -42,9 +43,9 @@ class Selection:
         """Reason and expression of each rule, in the order in which they are asked."""
         rules = []
         if self.preset is not None:
-            rules += [(name, Predicate(text)) for name, text in get_preset(self.preset).rules()]
+            rules += [(name, _predicate(text)) for name, text in get_preset(self.preset).rules()]
         if self.where is not None:
-            rules.append((PREDICATE, Predicate(self.where)))
+            rules.append((PREDICATE, _predicate(self.where)))
         return rules
 
     def check(self, schema: pa.Schema) -> None:
@@ -74,6 +75,12 @@ class Selection:
             verdict = rule.refusals(table.take(open_rows), name)
             reasons = pc.replace_with_mask(reasons, pc.is_null(reasons), verdict)
         return reasons
+
+
+@functools.lru_cache(maxsize=256)
+def _predicate(text: str) -> Predicate:
+    """Reading one takes longer than asking it of a whole shard."""
+    return Predicate(text)
 
 
 def explain_rows(
