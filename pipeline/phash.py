@@ -148,6 +148,14 @@ def hamming(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64)
 
 
+def alike(one: np.ndarray, other: np.ndarray, apart: np.ndarray, distance: int) -> np.ndarray:
+    """bool [...]: whether hashes that differ in `apart` bits are of copies: in at most `distance`, and in at
+    most a quarter of the bits that either has set. Nearly flat pictures have few, and any two of them look
+    alike by what these say: a sky and a wall."""
+    fewest = np.minimum(*(np.bitwise_count(words).sum(axis=-1, dtype=np.int64) for words in (one, other)))
+    return apart <= np.minimum(distance, fewest // 4)
+
+
 def band_values(words: np.ndarray, bands: int, bits: int) -> np.ndarray:
     """uint64 [n, bands] of hashes uint64 [n, words]: their first bands * bits bits dealt out like cards, so
     that each has low and high frequencies. Hashes that differ in fewer than `bands` bits share a band.

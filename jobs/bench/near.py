@@ -24,7 +24,7 @@ from PIL import Image
 
 from jobs.bench import near_pictures
 from pipeline.errors import ConfigError
-from pipeline.phash import decode_grey, hamming, outlines
+from pipeline.phash import BITS, alike, decode_grey, hamming, outlines
 from pipeline.stages.dedup.near.config import NearOptions
 from pipeline.stages.dedup.near.entries import make_entries
 from pipeline.stages.dedup.near.pairs import find_losers
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         "words on white": _made(near_pictures.logos(few * len(photographs) // 2, args.seed)),
     }
     for name, (source, hashes) in sorts.items():
-        number, counts = alike(source, hashes)
+        number, counts = strangers(source, hashes)
         told = " | ".join(f"{count / number:.1e}" if count else "0" for count in counts)
         print(f"| {name} | {number:.1e} | {told} |", flush=True)
     return 0
@@ -101,18 +101,23 @@ def judge(
     return float(found.sum() / len(copies)), len(key), float(same.mean()) if len(key) else 1.0
 
 
-def alike(source: np.ndarray, hashes: np.ndarray) -> tuple[int, list[int]]:
+def strangers(source: np.ndarray, hashes: np.ndarray) -> tuple[int, list[int]]:
     """(pairs of pictures of different sources, how many of them are near up to each of DISTANCES)."""
     number, counts = 0, np.zeros(257, np.int64)
     for at in range(1, len(hashes)):
         before = hashes[:at][source[:at] != source[at]]
         if not len(before):
             continue
-        of_wholes = hamming(before[:, :1], hashes[at][None]).min(axis=1)
-        apart = np.minimum(of_wholes, hamming(before, hashes[at, 0]).min(axis=1))
+        apart = np.minimum(_apart(before[:, :1], hashes[at]), _apart(before, hashes[at, 0]))
         counts += np.bincount(apart, minlength=257)
         number += len(before)
     return number, [int(counts[: distance + 1].sum()) for distance in DISTANCES]
+
+
+def _apart(before: np.ndarray, this: np.ndarray) -> np.ndarray:
+    """int64 [n]: the fewest bits in which hashes that count as alike differ; 256 where none do."""
+    apart = hamming(before, this)
+    return np.where(alike(before, this, apart, BITS), apart, BITS).min(axis=1)
 
 
 if __name__ == "__main__":

@@ -303,6 +303,18 @@ def test_where_the_kept_one_was_taken_down_the_next_stands_for_it() -> None:
     assert marks(table, losers)[0].to_pylist() == [None, "b", "a", None]
 
 
+def test_nearly_flat_pictures_are_near_only_where_their_few_bits_are_equal() -> None:
+    sky, wall, blank = (np.zeros((HASHES, WORDS), np.uint64) for _ in range(3))
+    sky[:, 0] = 0b1101 << 20
+    wall[:, 3] = 0b11 << 40
+    keys = pa.array([f"{at:012d}" for at in range(6)])
+    hashes = np.stack([blank, sky, wall, sky, blank, wall])
+    entries = make_entries(keys, hashes, bands=4, band_bits=24, buckets=1)
+    assert _losers(entries, 1, 16) == {
+        keys[at].as_py(): (keys[of].as_py(), 0) for at, of in ((3, 1), (4, 0), (5, 2))
+    }
+
+
 def test_nothing_to_compare() -> None:
     assert find_losers(ENTRIES.empty_table(), distance=3, most=300)[0].schema == LOSERS
     none = make_entries(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.phash import BITS, WORDS, band_values, hamming
+from pipeline.phash import BITS, WORDS, alike, band_values, hamming
 from pipeline.stages.dedup.contamination.entries import BENCHMARK, words_of
 from pipeline.stages.dedup.hashes import HASHES
 
@@ -104,7 +104,8 @@ class Lookup:
         queries, row, whole = _flat(different.reshape(-1, HASHES, WORDS), np.arange(len(different)))
         best = np.full(len(different), NONE)
         for query, found, apart in self._long.pairs(queries, self.distance):
-            fits = whole[query] | self._whole[found]
+            fits = alike(queries[query], self._long.hashes[found], apart, self.distance)
+            fits &= whole[query] | self._whole[found]
             np.minimum.at(best, row[query[fits]], apart[fits] << _SHIFT | self._owner[found[fits]])
         return best[back.ravel()]
 

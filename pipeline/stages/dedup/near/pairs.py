@@ -1,8 +1,8 @@
 """Which pictures of a bucket look like one with a smaller key: pure functions over arrays.
 
-Two pictures are near when a hash of one and a hash of the other differ in at most `distance` bits, at least
-one of them being of the whole picture, and have the value of a band in common. `find_losers` gives each
-picture the smallest key that is near it.
+Two pictures are near when a hash of one and a hash of the other differ in at most `distance` bits
+(`pipeline.phash.alike`), at least one of them being of the whole picture, and have the value of a band in
+common. `find_losers` gives each picture the smallest key that is near it.
 
 Equal hashes are one thing to compare, whatever the number of pictures that have them. The hashes that share a
 value are compared with each other where they are at most `most`; where they are more, only pairs in which one
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.phash import WORDS, hamming
+from pipeline.phash import WORDS, alike, hamming
 from pipeline.stages.dedup.near.entries import LOSERS, hash_words
 
 #: groups up to this size are compared all at once, larger ones each in tiles
@@ -88,7 +88,7 @@ class Distinct:
         near = np.bitwise_count(self.words[one, 0] ^ self.words[other, 0]) <= self.distance
         one, other = one[near], other[near]
         distance = hamming(self.words[one], self.words[other])
-        near = distance <= self.distance
+        near = alike(self.words[one], self.words[other], distance, self.distance)
         one, other, distance = one[near], other[near], distance[near]
         for best, ranks in zip(self.best, self.ranks, strict=True):
             np.minimum.at(best, one, (ranks[other] << _SHIFT) | distance)
