@@ -136,6 +136,9 @@ def flags(table: pa.Table, texts: list[str]) -> list[np.ndarray]:
     """For each boolean expression, where it is true: null is false.
 
     An expression that fails on some row (a cast on what an earlier rule drops) counts as null there.
+
+    Raises:
+        ConfigError: one cannot be evaluated over the table at all.
     """
     return [
         np.asarray(column.fill_null(False).combine_chunks()) for column in _columns(table, texts, "BOOLEAN")
@@ -160,7 +163,11 @@ def _columns(table: pa.Table, texts: list[str], cast: str) -> list[pa.ChunkedArr
     try:
         answer = _evaluated(table, [f"CAST((\n{text}\n) AS {cast})" for text in texts])
     except duckdb.Error:
-        answer = _evaluated(table, [f"TRY(CAST((\n{text}\n) AS {cast}))" for text in texts])
+        try:
+            answer = _evaluated(table, [f"TRY(CAST((\n{text}\n) AS {cast}))" for text in texts])
+        except duckdb.Error as error:
+            message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"the rule cannot be evaluated: {message}") from error
     return [answer[f"v{i}"] for i in range(len(texts))]
 
 
@@ -177,5 +184,7 @@ def _evaluated(table: pa.Table, texts: list[str]) -> pa.Table:
 
 
 def selected(table: pa.Table, names: Set[str]) -> pa.Table:
-    """The columns of these names (lower case) alone: DuckDB is shown what it needs and no more."""
-    return table.select([n for n in table.column_names if n.lower() in names])
+    """The columns of these names (lower case) alone: DuckDB is shown what it needs and no more. One column at
+    least, for a table without any has no length."""
+    found = [n for n in table.column_names if n.lower() in names]
+    return table.select(found or table.column_names[:1])

@@ -16,7 +16,7 @@ from jobs.reporting.judge import Judge, counted_reason, rule_text
 from jobs.reporting.pictures import Pictures, thumbnails
 from jobs.reporting.rows import KEPT, Tally
 from jobs.reporting.runs import RunFacts, read_run
-from jobs.reporting.survey import Survey, survey
+from jobs.reporting.survey import BYTES_A_CODE, Survey, survey
 from jobs.reporting.text import plural
 from jobs.reporting.truth import ranking_auc, read_truth
 from pipeline import storage
@@ -26,8 +26,8 @@ PACKAGES = (
     "transformers", "pyarrow", "duckdb",
 )  # fmt: skip
 TAKEN_DOWN = "taken_down"
-#: what a page needs beside its pictures, at most
-OTHER_BYTES = 1_600_000
+#: what a page needs beside its pictures and its rows, at most
+OTHER_BYTES = 1_000_000
 #: what rows of an img2dataset folder without a picture are called (pipeline.columns)
 FOREIGN_REASONS = {"failed_to_download", "failed_to_resize", "unknown"}
 
@@ -144,7 +144,9 @@ def gather(config: ReportConfig) -> Facts:
         survey=found,
         thresholds=thresholds,
         rule=rule,
-        pictures=thumbnails(found.large, found.small, budget=_picture_bytes(config)) if found else Pictures(),
+        pictures=thumbnails(found.large, found.small, budget=_picture_bytes(config, found))
+        if found
+        else Pictures(),
         auc=_auc(rows) if rows and truth else None,
         runs=tuple(read_run(folder) for folder in config.runs),
         versions=versions(),
@@ -152,9 +154,10 @@ def gather(config: ReportConfig) -> Facts:
     )
 
 
-def _picture_bytes(config: ReportConfig) -> int:
+def _picture_bytes(config: ReportConfig, found: Survey) -> int:
     """What pictures may take of a page, as text: all but what the rest of it may need."""
-    return int(config.page_mb * 1e6) - OTHER_BYTES
+    rows = found.what_if.codes.size * BYTES_A_CODE
+    return int(config.page_mb * 1e6 - OTHER_BYTES - rows)
 
 
 def _stages(config: ReportConfig) -> tuple[StageFacts, ...]:

@@ -25,6 +25,10 @@ from pipeline.inputs import Shard
 
 #: shards by which the range of a score is known before all are counted
 REFERENCE_SHARDS = 4
+#: of a row in the page, for each threshold: two bytes as base64
+BYTES_A_CODE = 8 / 3
+#: part of a page that such rows may take
+ROWS_PART = 0.3
 Place = tuple[str, str]
 
 
@@ -93,11 +97,12 @@ def survey(
     names |= (judge.columns if judge else set()) | ({"url", "caption"} if truth else set())
     source = replace(source, names=frozenset(names))
     rule, edges = _with_edges(rule, source, judge)
+    room = int(ROWS_PART * config.page_mb * 1e6 / (BYTES_A_CODE * max(1, len(rule.cuts))))
     main = next((i for i, cut in enumerate(rule.cuts) if cut.value.lower() == config.score.lower()), None)
     found = Survey(
         source=source,
         rows=Tally(per_group=config.thumbnails, with_truth=truth is not None),
-        what_if=WhatIf(rule=rule, edges=edges, sample=config.sample),
+        what_if=WhatIf(rule=rule, edges=edges, sample=min(config.sample, room)),
         languages=Languages(
             cut=None if main is None else rule.cuts[main], edges=() if main is None else edges[main]
         ),

@@ -33,7 +33,7 @@ SIGNS = {">=": "≥", ">": ">", "<=": "≤", "<": "<"}
 def section(facts: Facts) -> dict[str, Any]:
     """`panels`, the words around them and the script's data; no panel where nothing can be moved."""
     found = facts.survey
-    if found is None or not any(len(e) > 1 for e in found.what_if.edges):
+    if found is None or not found.what_if.pictures or not any(len(e) > 1 for e in found.what_if.edges):
         return {"panels": [], "what_if_data": None, "what_if_words": ""}
     what = found.what_if
     panels = [_panel(facts, what, i) for i in range(len(what.rule.cuts)) if len(what.edges[i]) > 1]

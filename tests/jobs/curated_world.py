@@ -99,11 +99,25 @@ def build(root: Path, *, where: str = WHERE) -> Curated:
 
         Made("score", column, (".parquet",)).write(str(root / "columns" / kind), range(SHARDS))
     folders = tuple(str(root / "columns" / kind) for kind in KINDS)
-    stage = Pack(
-        PackConfig(input=str(root / "images"), columns=folders, where=where, group=2, captions=CAPTIONS)
+    world = Curated(root=root, rows=rows, folders=folders)
+    repack(world, root / "shards", where, columns=folders, captions=CAPTIONS)
+    return world
+
+
+def repack(
+    world: Curated,
+    output: Path,
+    where: str,
+    *,
+    columns: tuple[str, ...],
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen
+) -> str:
+    """Packs the world by a rule; the output folder."""
+    config = PackConfig(
+        input=str(world.root / "images"), columns=columns, where=where, group=2, captions=captions
     )
-    run_here(stage, root / "shards")
-    return Curated(root=root, rows=rows, folders=folders)
+    run_here(Pack(config), output)
+    return str(output)
 
 
 def _rows(rng: random.Random) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pipeline.shards.writer import ShardWriter
 from tests.jobs.report_world import HOSTILE
 from tests.jobs.test_report import Reader
 from tests.pipeline.folders import crawled, jpeg, make_columns, make_foreign, make_images
+from tests.pipeline.object_store import s3_bucket
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,19 @@ def test_foreign_shards_lone_tars_and_packed_ones(world: Path, tmp_path: Path) -
     page = sheet(world, str(packed), "--where", "unsafe < 0.2")
     assert "first unsafe 0.125" in page.text
     assert "second" not in page.text
+
+
+def test_a_shard_in_an_object_store(world: Path) -> None:
+    from s3fs import S3FileSystem
+
+    with s3_bucket("inspect") as bucket:
+        for name in ("images", "columns"):
+            S3FileSystem().put(str(world / name), f"{bucket}/{name}", recursive=True)
+        words = [f"{bucket}/images/00000004.tar", "--columns", f"{bucket}/columns/clip", "--sample", "4"]
+        assert cli.main(["inspect", *words, "--output", f"{bucket}/sheet.html"]) == 0
+        page = Reader(S3FileSystem().cat_file(f"{bucket}/sheet.html").decode())
+    assert len(keys_on(page)) == 4
+    assert page.text.count("clip_score 0.") == 4
 
 
 def test_the_sheet_is_named_after_its_shard(

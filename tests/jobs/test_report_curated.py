@@ -182,6 +182,27 @@ def test_nothing_of_it_is_asked_of_a_crawl_without_columns(world: Curated) -> No
     assert "Most frequent hosts" in text
 
 
+def test_a_rule_whose_columns_are_not_given_is_told(world: Curated, tmp_path: Path) -> None:
+    options = {**world.options(tmp_path / "r.html"), "columns": [world.folders[0]]}
+    text = Reader(render(gather(ReportConfig(**options)))).text
+    assert "4 image shards could not be judged" in text
+    assert "names the unknown column" in text
+    assert "What if a threshold moved" not in text
+
+
+@pytest.mark.parametrize(
+    "where", ["1 = 1", "TRY_CAST(caption AS INTEGER) > 3 OR true", "CAST('3' AS INTEGER) > 2"]
+)
+def test_rules_without_a_threshold(world: Curated, tmp_path: Path, where: str) -> None:
+    other = curated_world.repack(world, tmp_path / "shards", where, columns=())
+    options = {"images": str(world.root / "images"), "shards": other, "output": str(tmp_path / "r.html")}
+    facts = gather(ReportConfig(**options))
+    assert facts.survey is not None
+    assert facts.survey.what_if.kept == len(world.pictures)
+    assert facts.survey.rows.problems == []
+    assert "What if a threshold moved" not in Reader(render(facts)).text
+
+
 def test_only_what_is_needed_is_read(world: Curated, survey: Survey) -> None:
     table = survey.source.read(survey.source.chosen[0])
     assert {"clip_score", "synthetic_captions", "near_distance"} <= set(table.column_names)
