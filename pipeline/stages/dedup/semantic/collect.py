@@ -68,9 +68,10 @@ class Collect(Stage):
         if not len(keys):
             return RESOLVED.empty_table()
         ends = pc.min_max(keys).as_py()
-
-        def read(url: str) -> pa.Table:
-            table = read_between(url, "key", ends["min"], ends["max"], names=RESOLVED.names)
-            return table.filter(pc.is_in(table["key"], value_set=keys))
-
-        return pa.concat_tables(read_all(self._resolved, read))
+        found = read_all(
+            self._resolved,
+            lambda url: read_between(url, "key", ends["min"], ends["max"], names=RESOLVED.names),
+        )
+        table = pa.concat_tables(found)
+        # keys of other groups lie between these only where the images are another maker's
+        return table.filter(pc.is_in(table["key"], value_set=keys))
