@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.predicate import Predicate
 from pipeline.shards.format import is_image
 from pipeline.shards.reader import SampleIndex, index_tar, iter_samples, read_member
+from pipeline.shards.view import is_view, open_view
 
 #: values of a picture that are told without being asked for
 DEFAULT_SHOWN = 6
@@ -124,6 +125,11 @@ def find_shard(place: str, number: int | None) -> tuple[str, int | None]:
         return place, int(stem) if stem.isdigit() else None
     if not storage.isdir(place):
         raise ConfigError(f"{place!r} is neither a .tar nor a folder; give one, such as images/00000000.tar")
+    if is_view(place):
+        images = open_view(place).images
+        raise ConfigError(
+            f"{place!r} is a view: its pictures lie in the image folder {images!r}; inspect that"
+        )
     found = {s.number: s for s in inputs.shards(place, ".tar")}
     if number is None and len(found) == 1:
         number = next(iter(found))

@@ -16,9 +16,10 @@ import jobs.inspect
 from jobs import cli
 from pipeline.shards.reader import Sample
 from pipeline.shards.writer import ShardWriter
+from pipeline.stages.pack import Pack, PackConfig
 from tests.jobs.report_world import HOSTILE
 from tests.jobs.test_report import Reader
-from tests.pipeline.folders import crawled, jpeg, make_columns, make_foreign, make_images
+from tests.pipeline.folders import crawled, jpeg, make_columns, make_foreign, make_images, run_here
 from tests.pipeline.object_store import s3_bucket
 
 
@@ -149,6 +150,14 @@ def test_a_shard_in_an_object_store(world: Path) -> None:
         page = Reader(S3FileSystem().cat_file(f"{bucket}/sheet.html").decode())
     assert len(keys_on(page)) == 4
     assert page.text.count("clip_score 0.") == 4
+
+
+def test_a_view_names_the_folder_of_its_pictures(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(Pack(PackConfig(input=str(world / "images"), view=True)), tmp_path / "view")
+    assert cli.main(["inspect", str(tmp_path / "view"), "0"]) == 2
+    assert f"is a view: its pictures lie in the image folder '{world / 'images'}" in capsys.readouterr().err
 
 
 def test_the_sheet_is_named_after_its_shard(
