@@ -31,14 +31,16 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "dimensions": Assumption(512, "dimensions of an embedding", "ViT-B/32"),
     # bytes of a row
     "candidate_bytes": Assumption(120, "bytes of a candidate, compressed", "assumed"),
-    "row_bytes": Assumption(100, "bytes of a picture's row in images/N.parquet", "measured: bench rows"),
+    "row_bytes": Assumption(100, "bytes of a picture's row in images/N.parquet", "measured: a million rows"),
     "body_bytes": Assumption(101e3, "bytes of a picture on the web", "the mix of bench crawl"),
     "picture_bytes": Assumption(35e3, "bytes of a picture in the tar, shorter side 256", "assumed"),
-    "entry_bytes": Assumption(23, "bytes of an entry of exact, compressed", "measured: bench rows"),
+    "entry_bytes": Assumption(23, "bytes of an entry of exact, compressed", "measured: a million rows"),
     "near_entries": Assumption(
         20, "entries of a picture in near: 4 bands of 5 hashes", "at most, by default"
     ),
-    "near_entry_bytes": Assumption(60, "bytes of an entry of near, compressed", "measured: bench rows"),
+    "near_entry_bytes": Assumption(
+        41, "bytes of an entry of near, compressed", "measured: 178 MB for 4.4 million"
+    ),
     # processor time, of one core
     "discover_us": Assumption(15.4, "us a candidate", "measured: bench discover, 38.3 ms for 2,492"),
     "candidates_dedup_us": Assumption(7.0, "us a candidate", "measured: 28 s for 4 million"),
@@ -46,19 +48,19 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "crawl_us": Assumption(5000.0, "us a picture", "measured: bench crawl, to 256"),
     "decode_us": Assumption(1100.0, "us a picture that is scored", "measured: bench loader, 1.06-1.68 ms"),
     "hash_us": Assumption(3000.0, "us a picture", "assumed: decoding and five hashes"),
-    "exact_us": Assumption(15.0, "us a picture", "measured: bench rows"),
-    "near_us": Assumption(100.0, "us a picture", "measured: bench rows"),
-    "semantic_us": Assumption(20.0, "us a picture, products apart", "measured: bench rows"),
+    "exact_us": Assumption(8.0, "us a picture of sketch", "measured: a million rows"),
+    "near_us": Assumption(55.0, "us a picture", "measured: 13 s of sketch and resolve, 250,000 rows"),
+    "semantic_us": Assumption(16.0, "us a picture", "measured: a million rows of 64 dimensions"),
     "pack_us": Assumption(300.0, "us a picture that is copied", "assumed"),
-    "dry_run_us": Assumption(5.0, "us a picture", "measured: bench rows"),
+    "dry_run_us": Assumption(10.0, "us a row", "measured: 2.5 s for 250,000, start included"),
     "core_flops": Assumption(28e9, "float32 operations a second and core", "measured: 28-37e9, busy machine"),
-    "open_us": Assumption(2700.0, "us to open a file and read a range", "measured: local, bench rows"),
+    "open_us": Assumption(2700.0, "us to open a file and read a range", "measured: local files"),
     # a GPU
     "gpu_images": Assumption(2500, "pictures a second and GPU, ViT-B/32", "published: clip-retrieval, A100"),
     # memory
     "exact_memory": Assumption(250, "bytes of an entry in resolve", "measured: docs/columns.md"),
-    "near_memory": Assumption(150, "bytes of an entry in resolve", "assumed"),
-    "base_memory": Assumption(280e6, "bytes of a worker that does little", "measured: bench rows"),
+    "near_memory": Assumption(590, "bytes of an entry in resolve", "measured: 650 MB for 1.1 million"),
+    "base_memory": Assumption(280e6, "bytes of a worker that does little", "measured: a million rows"),
     "unit_memory": Assumption(3200, "bytes of a unit in the driver's plan", "measured: 306 MiB for 100,000"),
     "plan_unit_us": Assumption(27.0, "us to plan a unit that stands", "measured: 2.7 s for 100,000"),
     # an object store

@@ -60,10 +60,12 @@ def stages(values: dict[str, float]) -> list[Cost]:
             written=[shard_tar, a.shard_rows / a.fetched * a.row_bytes, 300],
             extra_taken=a.pairs * a.body_bytes,  # from the web, not from the store
         ),
-        _stage(
-            a, "score clip, embedding (one pass each)", units=2 * shards, rows=2 * a.pairs, us=a.decode_us,
-            whole=shard_tar, written=[a.shard_rows * (4 + 2 * a.dimensions) / 2],
-            gpus=2 * a.pairs / a.gpu_images / HOUR,
+        *(
+            _stage(
+                a, f"score {kind}", units=shards, rows=a.pairs, us=a.decode_us, whole=shard_tar,
+                written=[a.shard_rows * size], gpus=a.pairs / a.gpu_images / HOUR,
+            )
+            for kind, size in (("clip", 4), ("embedding", 2 * a.dimensions))
         ),
         _stage(
             a, "score hash", units=shards, rows=a.pairs, us=a.hash_us, whole=shard_tar,

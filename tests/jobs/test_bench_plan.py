@@ -33,7 +33,7 @@ def test_sums_by_hand() -> None:
     # a tar of 300 MB: a multipart upload of 6 pieces and 2 requests; two small parts; 5 of every unit
     assert crawl.writes == 10_000 * (8 + 2 + 5)
     assert crawl.given == 10_000 * (300e6 + 20_000 * 100 + 300)
-    assert found["score clip"].gpus == pytest.approx(2 * 1e8 / 1000 / 3600)
+    assert found["score clip"].gpus == pytest.approx(1e8 / 1000 / 3600)
     resolve, mark = found["dedup exact: resolve"], found["dedup exact: mark"]
     assert resolve.units == 50  # 2e8 entries of 250 bytes
     assert resolve.reads == mark.reads - 10_000 * 2 == 10_000 * 50 * 4
