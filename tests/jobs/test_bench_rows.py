@@ -111,7 +111,9 @@ def test_pack_is_checked_by_a_query_of_its_own(places: dict[str, str], tmp_path:
 
 
 def test_figures_are_of_a_row_and_of_thirds_of_the_time() -> None:
-    cost = Cost(cpu=5.0, work=3.0, process=300, tree=900, wall=30.0, workers=[(1, 10), (9, 50), (15, 20), (29, 40)])
+    cost = Cost(
+        cpu=5.0, work=3.0, process=300, tree=900, wall=30.0, workers=[(1, 10), (9, 50), (15, 20), (29, 40)]
+    )
     found = rows._figures(cost, 1_000_000)
     assert found["work_us_per_row"] == pytest.approx(3.0)
     assert found["worker_thirds"] == [50 / 1e6, 20 / 1e6, 40 / 1e6]
