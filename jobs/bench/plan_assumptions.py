@@ -47,7 +47,7 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "language_us": Assumption(50.0, "us a caption", "measured: 19,000-22,000 a second"),
     "crawl_us": Assumption(5000.0, "us a picture", "measured: bench crawl, to 256"),
     "decode_us": Assumption(1100.0, "us a picture that is scored", "measured: bench loader, 1.06-1.68 ms"),
-    "hash_us": Assumption(3000.0, "us a picture", "assumed: decoding and five hashes"),
+    "hash_us": Assumption(7000.0, "us a picture", "measured: of 640x480; those of a shard may be smaller"),
     "exact_us": Assumption(8.0, "us a picture of sketch", "measured: a million rows"),
     "near_us": Assumption(55.0, "us a picture", "measured: 13 s of sketch and resolve, 250,000 rows"),
     "semantic_us": Assumption(16.0, "us a picture", "measured: a million rows of 64 dimensions"),
@@ -58,7 +58,7 @@ ASSUMPTIONS: dict[str, Assumption] = {
     # a GPU
     "gpu_images": Assumption(2500, "pictures a second and GPU, ViT-B/32", "published: clip-retrieval, A100"),
     # memory
-    "exact_memory": Assumption(250, "bytes of an entry in resolve", "measured: docs/columns.md"),
+    "exact_memory": Assumption(250, "bytes of an entry in resolve", "measured: docs/duplicates.md"),
     "near_memory": Assumption(590, "bytes of an entry in resolve", "measured: 650 MB for 1.1 million"),
     "base_memory": Assumption(280e6, "bytes of a worker that does little", "measured: a million rows"),
     "unit_memory": Assumption(3200, "bytes of a unit in the driver's plan", "measured: 306 MiB for 100,000"),
