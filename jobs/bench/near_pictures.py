@@ -71,7 +71,7 @@ def views(photographs: list[Image.Image], number: int, seed: int) -> Iterator[tu
 
 def _view(image: Image.Image, random: np.random.Generator) -> Image.Image:
     width, height = (int(side * random.uniform(0.4, 0.8)) for side in image.size)
-    x, y = random.integers(0, image.width - width), random.integers(0, image.height - height)
+    x, y = int(random.integers(0, image.width - width)), int(random.integers(0, image.height - height))
     return image.crop((x, y, x + width, y + height))
 
 
