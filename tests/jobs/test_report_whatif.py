@@ -146,7 +146,7 @@ def test_counts_are_those_of_pack_under_the_moved_rule(where: str, shards: Any, 
 
 
 @pytest.mark.prove
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(**CASES)
 def test_counts_are_those_of_pack_under_very_many_moved_rules(
     where: str, shards: Any, data: st.DataObject
