@@ -20,21 +20,29 @@ from pipeline.stage import Input, Unit
 
 #: what candidates are not stored with, and what it is made from
 _MADE = {"uid": ("caption", "url")}
+#: what every input has, so that no column folder is needed for it
+_OWN = frozenset({"key", "caption", "url", "uid"})
 
 
 class Asked:
     """Plans and reads the rows; cheap to build and to pickle."""
 
     def __init__(
-        self, *, input: str, columns: Sequence[str] | str, where: str | None, needs: Collection[str]
+        self,
+        *,
+        input: str,
+        columns: Sequence[str] | str,
+        where: str | None,
+        needs: Collection[str],
+        uses: Collection[str] = (),
     ) -> None:
         """Raises ConfigError for a predicate that is none, or columns that nothing asks for.
 
-        needs: columns that each row must bring beside its key.
+        needs: columns that each row must bring beside its key. uses: those that it brings where they are.
         """
-        self.input, self.folders, self.needs = input, columns, tuple(needs)
+        self.input, self.folders, self.needs, self.uses = input, columns, tuple(needs), tuple(uses)
         self.where = Predicate(where) if where is not None else None
-        if columns and where is None:
+        if columns and where is None and not set(needs) - _OWN:
             raise ConfigError(f"columns {columns!r} are there for --where, which is not given")
 
     def units(self, shared: Sequence[Input] = ()) -> list[Unit]:
@@ -55,7 +63,8 @@ class Asked:
             )
             for s in found
         ]
-        self._check(self._schema(units[0]))
+        if self.where is not None or set(self.needs) - _OWN:
+            self._check(self.schema(units[0]))
         return units
 
     def _check(self, schema: pa.Schema) -> None:
@@ -64,10 +73,12 @@ class Asked:
         missing = [name for name in self.needs if name not in schema.names and name not in _MADE]
         if missing:
             raise ConfigError(
-                f"{self.input}: no column {missing[0]!r}; known columns: {', '.join(schema.names)}"
+                f"{self.input}: column {missing[0]!r} is needed, which neither the input nor --columns has; "
+                f"known columns: {', '.join(schema.names)}"
             )
 
-    def _schema(self, unit: Unit) -> pa.Schema:
+    def schema(self, unit: Unit) -> pa.Schema:
+        """What the rows of a unit may bring, from footers alone."""
         url = unit.inputs[0].url
         if "part" in unit.source:
             return candidates.joined_schema(url, self._sidecars(unit))
@@ -85,10 +96,10 @@ class Asked:
             InputError: a file is missing or damaged.
         """
         url = unit.inputs[0].url
-        named = self.where.columns if self.where is not None else frozenset()
+        wanted = {name.lower() for need in self.needs for name in _MADE.get(need, (need,))}
+        named = {*wanted, *self.uses, *(self.where.columns if self.where is not None else ())}
         if "part" in unit.source:
-            wanted = {name for need in self.needs for name in _MADE.get(need, (need,))}
-            table = candidates.read_part(url, {*wanted, *named})
+            table = candidates.read_part(url, named)
         else:
             table = columns.read_images(_parquet_of(url))
         table = columns.join(table, ((s, columns.read_column(s, named)) for s in self._sidecars(unit)))
