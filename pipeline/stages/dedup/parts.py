@@ -9,10 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from pipeline.inputs import Shard
-from pipeline.ranges import READERS, ROW_GROUP, read_between, write_sorted
+from pipeline.ranges import READERS
 from pipeline.stage import Input
-
-__all__ = ["READERS", "ROW_GROUP", "folder_input", "read_all", "read_where", "write_part"]
 
 
 def folder_input(folder: str, shards: Sequence[Shard]) -> Input:
@@ -26,7 +24,3 @@ def read_all(shards: Sequence[Shard], read: Callable[[str], pa.Table]) -> list[p
     """What `read` takes from the main file of each shard, in their order; several are read at a time."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda shard: read(shard.input.url), shards))
-
-
-#: names of `pipeline.ranges` in this package
-read_where, write_part = read_between, write_sorted
