@@ -52,7 +52,7 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "near_us": Assumption(55.0, "us a picture", "measured: 13 s of sketch and resolve, 250,000 rows"),
     "semantic_us": Assumption(16.0, "us a picture", "measured: a million rows of 64 dimensions"),
     "pack_us": Assumption(300.0, "us a picture that is copied", "assumed"),
-    "dry_run_us": Assumption(10.0, "us a row", "measured: 2.5 s for 250,000, start included"),
+    "dry_run_us": Assumption(3.5, "us a row", "measured: 3.5 s for a million, start included"),
     "core_flops": Assumption(28e9, "float32 operations a second and core", "measured: 28-37e9, busy machine"),
     "open_us": Assumption(2700.0, "us to open a file and read a range", "measured: local files"),
     # a GPU
