@@ -20,6 +20,11 @@ SENTENCES = {
     "discover": "{out} of {of} image tags became candidate pairs",
     "crawl": "{out} of {of} image links became pictures",
     "dedup": "{out} of {of} pictures are no duplicate of another; duplicates are marked, pack may drop them",
+    "dedup-near": "{out} of {of} pictures look like no other; near duplicates are marked, pack may drop them",
+    "dedup-semantic": "{out} of {of} pictures show what no other does; pack may drop the others",
+    "dedup-contamination": "{out} of {of} pictures look like none of the named benchmarks'",
+    "balance": "{out} of {of} captions are kept by the balance over query entries",
+    "caption": "{out} of {of} pictures were captioned, or their captions judged",
     "pack": "{out} of {of} pictures became training pairs",
 }
 

@@ -173,7 +173,7 @@ def test_bad_options_are_refused_before_anything_runs(
     tmp_path: Path, world: Path, models: tuple[str, str]
 ) -> None:
     for changes, message in (
-        ({"columns": []}, "reads column 'language', which neither the input nor --columns has"),
+        ({"columns": []}, "column 'language' is needed, which neither the input nor --columns has"),
         ({"clip": ClipOptions(multilingual="runs/none/model")}, "clip.multilingual: model folder 'runs/none"),
         ({"clip": ClipOptions(multilingual="ViT-B-32")}, "clip.multilingual: .*needs --pretrained"),
         ({"clip": ClipOptions(english=("de",))}, "clip.english .* means nothing without --clip.multilingual"),

@@ -323,8 +323,8 @@ def test_embeddings_that_do_not_fit_are_refused_before_anything_runs(tmp_path: P
     folder = make_candidates(tmp_path / "candidates", {0: [("http://a/1", "x")]})
     for changes, message in (
         ({"columns": short}, "reads embeddings of 12 dimensions, column 'image_embedding' has 4"),
-        ({}, "reads column 'image_embedding', which neither the input nor --columns has"),
-        ({"input": str(folder)}, "reads column 'image_embedding'"),
+        ({}, "column 'image_embedding' is needed, which neither the input nor --columns has"),
+        ({"input": str(folder)}, "column 'image_embedding' is needed"),
         ({"column": "url"}, "safety.column 'url' is string, no embedding"),
         ({"activation": "relu"}, "safety.activation 'relu' must be one of sigmoid, none"),
         ({"head": "", "activation": "none"}, "are there for --safety.head"),
