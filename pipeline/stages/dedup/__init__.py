@@ -26,8 +26,8 @@ A new method is a package here with
 * `method.py`: `METHOD`, which names the options that mean something to it (`pipeline.stages.dedup.method`;
   all others are refused) and builds its stages; a line in METHODS here;
 * stages with names and configs of their own, so that no option of one method is in the digest of another.
-  `pipeline.stages.dedup.parts` and `pipeline.ranges` have what they share: folders as one input, tables of
-  which a range is read.
+  `pipeline.stages.dedup.whole` and `pipeline.ranges` have what they share: stages over a bucket or over all
+  losers, tables of which a range is read.
 
 Its `__init__.py` imports nothing, since DedupConfig is built from all methods' options.
 """

@@ -18,7 +18,7 @@ from pipeline.settings import location, operational
 from pipeline.stage import Counts, Output, Stage, Unit
 from pipeline.stages.dedup.contamination.lookup import NONE, Lookup
 from pipeline.stages.dedup.hashes import INNER, LONG, SHA256, SHORT, hash_folder, read_outlines
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.parts import read_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Compare(Stage):
         self._lookup: Lookup | None = None
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.benchmarks, self._current())
+        whole = inputs.whole_folder(self.config.benchmarks, self._current())
         found = inputs.shards(self.config.input, ".tar")
         hashes = hash_folder(self.config.columns, "contamination")
         return [
@@ -73,7 +73,7 @@ class Compare(Stage):
         )
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.benchmarks, self._sets) != unit.inputs[2]:
+        if inputs.whole_folder(self.config.benchmarks, self._sets) != unit.inputs[2]:
             raise InputError(
                 f"{self.config.benchmarks}: it changed since the run was planned; run dedup again"
             )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs
-from pipeline.errors import ConfigError, InputError
-from pipeline.inputs import Shard
-from pipeline.ranges import read_between
+from pipeline import columns
 from pipeline.settings import operational
-from pipeline.stage import Counts, Output, Stage, Unit
+from pipeline.stage import Counts, Output, Unit
 from pipeline.stages.dedup.exact.entries import KINDS, LOSERS
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.whole import MarkStage, first_of_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,40 +24,21 @@ class MarkConfig:
     buckets: int = 16
 
 
-class Mark(Stage):
+class Mark(MarkStage):
     """Sketch of a shard, all losers -> a row for every row that took part: `duplicate_of` (key or null) and
     `duplicate_reason` (`url_caption`, `image` or `url`)."""
 
     name = "dedup"
-    redo_on_new_inputs = True
+    losers_schema = LOSERS
 
     def __init__(self, config: MarkConfig) -> None:
         self.config = config
-        self._losers: list[Shard] = []
-
-    def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.resolve, self._buckets())
-        found = inputs.shards(self.config.sketch, ".parquet")
-        return [Unit(number=s.number, source={"shard": s.number}, inputs=(s.input, whole)) for s in found]
-
-    def _buckets(self) -> list[Shard]:
-        found = [s for s in inputs.shards(self.config.resolve, ".parquet") if s.number < self.config.buckets]
-        if len(found) != self.config.buckets:
-            raise ConfigError(
-                f"{self.config.resolve}: {len(found)} of {self.config.buckets} buckets are resolved; "
-                "finish the resolve stage of dedup first, without --limit and over all tasks"
-            )
-        return found
-
-    def start(self) -> None:
-        self._losers = self._buckets()
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.resolve, self._losers) != unit.inputs[1]:
-            raise InputError(f"{self.config.resolve}: it changed since the run was planned; run dedup again")
         stem = unit.inputs[0].url.removesuffix(".parquet")
         keys = columns.read_column(f"{stem}_keys.parquet")["key"]
-        losers = self._losers_among(keys)
+        # by the first kind where a key has lost by several
+        losers = first_of_each(self.losers(unit, keys), ["kind"])
         place = pc.index_in(keys, value_set=losers["key"])
         kinds = losers["kind"].take(place)
         table = pa.table(
@@ -76,20 +52,3 @@ class Mark(Stage):
         dropped = {f"duplicate_{count['values']}": count["counts"] for count in found}
         counts = Counts(len(keys), len(keys) - sum(dropped.values()), dropped)
         return Output(parts={".parquet": table}, counts=counts)
-
-    def _losers_among(self, keys: pa.ChunkedArray) -> pa.Table:
-        """The losers with one of these keys, each once: by the first kind where it has lost by several."""
-        if not len(keys):
-            return LOSERS.empty_table()
-        ends = pc.min_max(keys).as_py()
-        table = pa.concat_tables(
-            read_all(
-                self._losers,
-                lambda url: read_between(url, "key", ends["min"], ends["max"], names=LOSERS.names),
-            )
-        ).combine_chunks()
-        table = table.sort_by([("key", "ascending"), ("kind", "ascending")])
-        found = table["key"].combine_chunks()
-        first = np.ones(len(found), bool)
-        first[1:] = pc.not_equal(found[1:], found[:-1]).to_numpy(zero_copy_only=False)
-        return table.filter(pa.array(first)).combine_chunks()

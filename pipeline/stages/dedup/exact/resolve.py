@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import inputs
-from pipeline.errors import InputError
-from pipeline.inputs import Shard
-from pipeline.ranges import read_between, write_sorted
+from pipeline.ranges import write_sorted
 from pipeline.settings import operational
-from pipeline.stage import Counts, Output, Stage, Unit
+from pipeline.stage import Counts, Output, Unit
 from pipeline.stages.dedup.exact.entries import ENTRIES, LOSERS
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.whole import BucketStage
 
 #: the columns of ENTRIES that are looked at within a bucket
 COMPARED = ["kind", "hash", "key"]
@@ -31,34 +27,17 @@ class ResolveConfig:
     buckets: int = 16
 
 
-class Resolve(Stage):
+class Resolve(BucketStage):
     """All sketches -> for one bucket a table of losers: key, kind, of."""
 
     name = "dedup-resolve"
-    redo_on_new_inputs = True
+    entries_schema, compared = ENTRIES, COMPARED
 
     def __init__(self, config: ResolveConfig) -> None:
         self.config = config
-        self._sketches: list[Shard] = []
-
-    def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.input, inputs.shards(self.config.input, ".parquet"))
-        return [Unit(number=b, source={"bucket": b}, inputs=(whole,)) for b in range(self.config.buckets)]
-
-    def start(self) -> None:
-        self._sketches = inputs.shards(self.config.input, ".parquet")
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.input, self._sketches) != unit.inputs[0]:
-            raise InputError(
-                f"{self.config.input}: sketches changed since the run was planned; run dedup again"
-            )
-        bucket = unit.source["bucket"]
-        parts = read_all(
-            self._sketches, lambda url: read_between(url, "bucket", bucket, bucket, names=COMPARED)
-        )
-        entries = pa.concat_tables([ENTRIES.empty_table().select(COMPARED), *parts]).combine_chunks()
-        del parts
+        entries = self.entries(unit)
         losers = find_losers(entries)
         counts = Counts(len(entries), len(entries))
         return Output(

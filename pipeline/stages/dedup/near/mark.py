@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import columns, inputs
-from pipeline.errors import ConfigError, InputError
-from pipeline.inputs import Shard
-from pipeline.ranges import read_between
+from pipeline import columns
 from pipeline.settings import operational
-from pipeline.stage import Counts, Output, Stage, Unit
+from pipeline.stage import Counts, Output, Unit
 from pipeline.stages.dedup.near.entries import LOSERS
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.whole import MarkStage, first_of_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,45 +24,18 @@ class NearMarkConfig:
     buckets: int = 16
 
 
-class NearMark(Stage):
+class NearMark(MarkStage):
     """Rows of a shard, all losers -> for every row `near_duplicate_of` (key or null) and `near_distance`."""
 
     name = "dedup-near"
-    redo_on_new_inputs = True
+    losers_schema = LOSERS
 
     def __init__(self, config: NearMarkConfig) -> None:
         self.config = config
-        self._losers: list[Shard] = []
-
-    def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.resolve, self._buckets())
-        found = inputs.shards(self.config.sketch, ".parquet")
-        return [Unit(number=s.number, source={"shard": s.number}, inputs=(s.input, whole)) for s in found]
-
-    def _buckets(self) -> list[Shard]:
-        found = [s for s in inputs.shards(self.config.resolve, ".parquet") if s.number < self.config.buckets]
-        if len(found) != self.config.buckets:
-            raise ConfigError(
-                f"{self.config.resolve}: {len(found)} of {self.config.buckets} buckets are resolved; "
-                "finish the resolve stage of dedup first, without --limit and over all tasks"
-            )
-        return found
-
-    def start(self) -> None:
-        self._losers = self._buckets()
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.resolve, self._losers) != unit.inputs[1]:
-            raise InputError(f"{self.config.resolve}: it changed since the run was planned; run dedup again")
         rows = columns.read_column(unit.inputs[0].url.removesuffix(".parquet") + "_keys.parquet")
-        losers = LOSERS.empty_table()
-        if len(rows):
-            ends = pc.min_max(rows["key"]).as_py()
-            parts = read_all(
-                self._losers,
-                lambda url: read_between(url, "key", ends["min"], ends["max"], names=LOSERS.names),
-            )
-            losers = pa.concat_tables(parts)
+        losers = self.losers(unit, rows["key"])
         of, distance = marks(rows, losers)
         table = pa.table(
             {"key": rows["key"].combine_chunks(), "near_duplicate_of": of, "near_distance": distance}
@@ -86,11 +54,7 @@ def marks(rows: pa.Table, losers: pa.Table) -> tuple[pa.StringArray, pa.Int32Arr
             whom that one loses, or to it. Where a takedown removed it, the next of them stands for it.
         losers: of one or several buckets.
     """
-    losers = losers.sort_by([("key", "ascending"), ("of", "ascending"), ("distance", "ascending")])
-    losing = losers["key"].combine_chunks()
-    first = np.ones(len(losing), bool)
-    first[1:] = pc.not_equal(losing[1:], losing[:-1]).to_numpy(zero_copy_only=False)
-    losers = losers.filter(pa.array(first)).combine_chunks()
+    losers = first_of_each(losers, ["of", "distance"])
     keys = rows["key"].combine_chunks()
     like = _standing(keys, rows["like"].combine_chunks())
     place = pc.index_in(pc.coalesce(like, keys), value_set=losers["key"].combine_chunks())

@@ -16,7 +16,7 @@ from pipeline.inputs import Shard
 from pipeline.ranges import read_between, write_sorted
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.parts import read_all
 from pipeline.stages.dedup.semantic.resolve import RESOLVED
 
 
@@ -40,7 +40,7 @@ class Collect(Stage):
         self._resolved: list[Shard] = []
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.resolved, self._buckets())
+        whole = inputs.whole_folder(self.config.resolved, self._buckets())
         groups = inputs.shards(self.config.assigned, ".parquet")
         return [Unit(number=g.number, source={"group": g.number}, inputs=(g.input, whole)) for g in groups]
 
@@ -57,7 +57,7 @@ class Collect(Stage):
         self._resolved = self._buckets()
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.resolved, self._resolved) != unit.inputs[1]:
+        if inputs.whole_folder(self.config.resolved, self._resolved) != unit.inputs[1]:
             raise InputError(f"{self.config.resolved}: it changed since the run was planned; run dedup again")
         keys = columns.read_parquet(unit.inputs[0].url, {"key"})["key"].combine_chunks()
         table = self._rows_of(keys).sort_by("key").combine_chunks()

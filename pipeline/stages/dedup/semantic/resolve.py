@@ -17,7 +17,7 @@ from pipeline.inputs import Shard
 from pipeline.ranges import read_between, write_sorted
 from pipeline.settings import operational
 from pipeline.stage import Counts, Output, Stage, Unit
-from pipeline.stages.dedup.parts import folder_input, read_all
+from pipeline.stages.dedup.parts import read_all
 from pipeline.stages.dedup.semantic import vectors
 from pipeline.stages.dedup.semantic.config import FAR_FROM_CENTROID
 from pipeline.stages.dedup.semantic.pairs import find_earlier
@@ -51,14 +51,14 @@ class SemanticResolve(Stage):
         self._groups: list[Shard] = []
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
-        whole = folder_input(self.config.assigned, inputs.shards(self.config.assigned, ".parquet"))
+        whole = inputs.whole_folder(self.config.assigned, inputs.shards(self.config.assigned, ".parquet"))
         return [Unit(number=b, source={"bucket": b}, inputs=(whole,)) for b in range(self.config.buckets)]
 
     def start(self) -> None:
         self._groups = inputs.shards(self.config.assigned, ".parquet")
 
     def run(self, unit: Unit, scratch: Path) -> Output:
-        if folder_input(self.config.assigned, self._groups) != unit.inputs[0]:
+        if inputs.whole_folder(self.config.assigned, self._groups) != unit.inputs[0]:
             raise InputError(f"{self.config.assigned}: it changed since the run was planned; run dedup again")
         facts, codes = self._read(unit.source["bucket"])
         table = resolve(facts, codes, eps=self.config.eps, keep=self.config.keep)
