@@ -44,7 +44,7 @@ VERBS = {
     "retry": "fetch just those rows of a crawl anew that a predicate names",
     "takedown": "remove pictures by URL, domain, uid or hash, and keep them out",
     "compact": "merge manifests and sidecars of finished folders by the thousand",
-    "bench": "measure crawl or discover beside the field, or a training step",
+    "bench": "measure stages and training beside the field, or reckon what a plan costs",
 }
 #: verbs with a command line of their own: what they work on stands first, not behind an option
 POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench", "convert", "inspect")
