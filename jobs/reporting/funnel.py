@@ -25,6 +25,12 @@ WORDS = {
     "aspect_ratio": "too long and narrow",
     "not_an_image": "not a JPEG, PNG or WebP",
     "opt_out": "opted out",
+    "max_per_text": "too many with this text",
+    "max_per_domain": "too many of this domain",
+    "below_top": "below the best share",
+    "below_top_null": "no value to choose the best by",
+    "no_caption_left": "no text left",
+    "no_caption_left_null": "no text judged",
     "below_floor": "below the floor",
     "below_floor_null": "no value for the floor",
 }

@@ -20,6 +20,7 @@ from jobs.reporting.survey import BYTES_A_CODE, Survey, survey
 from jobs.reporting.text import plural
 from jobs.reporting.truth import ranking_auc, read_truth
 from pipeline import storage
+from pipeline.stages.pack.rule import GLOBAL_REASONS
 
 PACKAGES = (
     "pairmill", "torch", "deepspeed", "accelerate", "ray", "webdataset", "img2dataset", "open-clip-torch",
@@ -219,7 +220,7 @@ def _changed(rows: Tally, judge: Judge, stages: tuple[StageFacts, ...]) -> list[
     passed = pack.kept + sum(n for reason, n in pack.dropped if reason not in before)
     # a tombstone is asked before the rule: what the rule would have said is not known
     unknown = dict(pack.dropped).get(TAKEN_DOWN, 0)
-    now = rows.verdicts[KEPT]
+    now = rows.verdicts[KEPT] + sum(rows.verdicts[reason] for reason in GLOBAL_REASONS)
     if passed - unknown <= now <= passed:
         return []
     return [

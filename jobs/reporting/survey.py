@@ -20,8 +20,10 @@ from jobs.reporting.sites import Sites
 from jobs.reporting.truth import Truth
 from jobs.reporting.view import Sample, Section, Source, View, look, look_up, open_source, walk
 from jobs.reporting.whatif import WhatIf, reference
+from pipeline import inputs, storage
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import Shard
+from pipeline.stages.pack.select import verdicts_folder
 
 #: shards by which the range of a score is known before all are counted
 REFERENCE_SHARDS = 4
@@ -111,10 +113,12 @@ def survey(
         captions=Bootstrapped(),
     )
 
+    limits = _limits(shards)
+
     def see(table: pa.Table, shard: Shard) -> View:
         return look(
             table, shard, judge=judge, truth=truth, score=config.score, seed=config.seed,
-            far=shard.number not in source.near,
+            far=shard.number not in source.near, limits=limits.get(shard.number),
         )  # fmt: skip
 
     sections: list[Section] = [
@@ -130,6 +134,14 @@ def survey(
     if shards is not None:
         _note_packed(found, shards)
     return replace(found, winners=look_up(source, wanted))
+
+
+def _limits(shards: str | None) -> dict[int, str]:
+    """Image shard -> what pack decided by looking at all samples together, where it was asked to."""
+    folder = verdicts_folder(shards) if shards is not None else ""
+    if not folder or not storage.isdir(folder):
+        return {}
+    return {s.number: s.input.url for s in inputs.shards(folder, ".parquet")}
 
 
 def _with_edges(rule: Rule, source: Source, judge: Judge | None) -> tuple[Rule, list[list[str]]]:

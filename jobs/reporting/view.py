@@ -212,9 +212,13 @@ def look(
     score: str,
     seed: int,
     far: bool = False,
+    limits: str | None = None,
 ) -> View:
-    """A joined table with what is known of its rows."""
-    reasons = pc.fill_null(judge.explain(table), "").to_pylist() if judge else [""] * len(table)
+    """A joined table with what is known of its rows.
+
+    limits: what pack decided on this shard by looking at all samples together, where it did.
+    """
+    reasons = _reasons(judge, table, limits)
     kept = KEPT if judge else SEEN
     return View(
         table=table,
@@ -227,6 +231,18 @@ def look(
         scores=floats(table, score),
         answers=truth.of(table) if truth else np.full(len(table), -1),
     )
+
+
+def _reasons(judge: Judge | None, table: pa.Table, limits: str | None) -> list[str]:
+    """Why each row is dropped; empty where it is kept, or where nothing judges."""
+    if judge is None:
+        return [""] * len(table)
+    found = judge.explain(table)
+    if limits is not None:
+        decided = columns.read_parquet(limits, {"key", "reason"})
+        place = pc.index_in(table["key"].combine_chunks(), value_set=decided["key"].combine_chunks())
+        found = pc.coalesce(found, decided["reason"].combine_chunks().take(place))
+    return pc.fill_null(found, "").to_pylist()
 
 
 def walk(source: Source, see: Callable[[pa.Table, Shard], View], sections: Sequence[Section]) -> list[str]:
