@@ -77,8 +77,8 @@ class Fused(Stage):
         """Raises ConfigError for a floor that cannot be asked."""
         if set(first.suffixes) != {TAR, PARQUET, STATS}:
             raise AssertionError(f"stage {first.name} makes {first.suffixes}, no images")
-        self.name, self.version = first.name, first.version  # type: ignore[misc]
-        self.suffixes, self.prefix = first.suffixes, first.prefix  # type: ignore[misc]
+        self.name, self.version = first.name, first.version
+        self.suffixes, self.prefix = first.suffixes, first.prefix
         self.config, self.first, self.columns = config, first, tuple(columns)
         self.floor, self.schema = Predicate(floor), schema
         self.floor.check(schema)

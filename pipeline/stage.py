@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -157,13 +157,15 @@ class Stage(ABC):
         prefix: put before the number in file names (`part-` for candidates).
         redo_on_new_inputs: a global stage whose units see all inputs: when only its inputs changed (new
             shards were added) it is redone without complaint, where others refuse.
+
+    They are set on the class, or by `__init__` where they follow from the options.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-    suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
-    prefix: ClassVar[str] = ""
-    redo_on_new_inputs: ClassVar[bool] = False
+    name: str
+    version: int = 1
+    suffixes: tuple[str, ...] = (".parquet",)
+    prefix: str = ""
+    redo_on_new_inputs: bool = False
 
     config: Any
 

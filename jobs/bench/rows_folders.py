@@ -42,9 +42,9 @@ class Made(Stage):
     def __init__(
         self, name: str, world: World, dimensions: int, make: Callable[[World, int, int], dict[str, Any]]
     ) -> None:
-        self.name = name  # type: ignore[misc]
+        self.name = name
         if name == CRAWL:
-            self.suffixes = (".tar", ".parquet")  # type: ignore[misc]
+            self.suffixes = (".tar", ".parquet")
         self.config = MadeConfig(rows=world.rows, seed=world.seed, dimensions=dimensions)
         self._world, self._make = world, make
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pipeline import tombstones
 from pipeline.shards.format import sample_key
@@ -34,9 +34,9 @@ __all__ = ["ColumnOptions", "CrawlConfig", "CrawlStage", "FetchConfig"]
 class CrawlStage(Stage):
     """Fetches the pictures of a list. One unit is `shard_size` rows of one file."""
 
-    name: ClassVar[str] = "crawl"
-    version: ClassVar[int] = 2
-    suffixes: ClassVar[tuple[str, ...]] = (".tar", ".parquet", "_stats.json")
+    name: str = "crawl"
+    version: int = 2
+    suffixes: tuple[str, ...] = (".tar", ".parquet", "_stats.json")
 
     def __init__(self, config: CrawlConfig) -> None:
         self.config: CrawlConfig = config

@@ -80,7 +80,7 @@ class Export(Stage):
                 f"scores {clash[0]!r} is a column of its own in the metadata; choose another name"
             )
         self.config = config
-        self.suffixes = (".parquet", ".npz") if config.features else (".parquet",)  # type: ignore[misc]
+        self.suffixes = (".parquet", ".npz") if config.features else (".parquet",)
         self.selection = Selection(where=config.where, preset=config.preset)
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:

@@ -85,9 +85,9 @@ class Pack(Stage):
         self.verdicts = verdicts if self.judge.limits else None
         assert bool(self.verdicts) == bool(self.judge.limits), "the stages of `select` come first"
         if self.judge.limits:  # other verdicts on shards that stand, since some were added, are no surprise
-            self.redo_on_new_inputs = True  # type: ignore[misc]
+            self.redo_on_new_inputs = True
         if config.view:
-            self.suffixes = (".parquet", views.TEXTS, "_stats.json")  # type: ignore[misc]
+            self.suffixes = (".parquet", views.TEXTS, "_stats.json")
 
     def plan(self, planned: Sequence[Unit]) -> list[Unit]:
         config = self.config
