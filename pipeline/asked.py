@@ -82,7 +82,7 @@ class Asked:
         url = unit.inputs[0].url
         if "part" in unit.source:
             return candidates.joined_schema(url, self._sidecars(unit))
-        return columns.joined_schema(_parquet_of(url), self._sidecars(unit))
+        return columns.joined_schema(inputs.sibling(url, ".parquet"), self._sidecars(unit))
 
     def _sidecars(self, unit: Unit) -> list[str]:
         own = len(unit.inputs) - len(columns.listed(self.folders))
@@ -101,7 +101,7 @@ class Asked:
         if "part" in unit.source:
             table = candidates.read_part(url, named)
         else:
-            table = columns.read_images(_parquet_of(url))
+            table = columns.read_images(inputs.sibling(url, ".parquet"))
         table = columns.join(table, ((s, columns.read_column(s, named)) for s in self._sidecars(unit)))
         if "uid" in self.needs and "uid" not in table.column_names:
             table = columns.add_uid(table)
@@ -110,7 +110,3 @@ class Asked:
         if self.where is None:
             return table, pa.nulls(len(table), pa.string())
         return table, self.where.refusals(table, NOT_SELECTED)
-
-
-def _parquet_of(tar: str) -> str:
-    return tar.rsplit(".", 1)[0] + ".parquet"

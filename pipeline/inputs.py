@@ -34,7 +34,12 @@ class Shard:
 
     def sibling(self, suffix: str) -> str:
         """The location of another part of the same shard, such as `.parquet`."""
-        return self.input.url.rsplit(".", 1)[0] + suffix
+        return sibling(self.input.url, suffix)
+
+
+def sibling(url: str, suffix: str) -> str:
+    """The location of another part of the same shard: that of `.../00000003.tar`, with another suffix."""
+    return url.rsplit(".", 1)[0] + suffix
 
 
 def file_fingerprint(info: storage.FileInfo) -> str:

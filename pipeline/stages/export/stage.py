@@ -113,7 +113,7 @@ class Export(Stage):
 
     def run(self, unit: Unit, scratch: Path) -> Output:
         tar, *sidecars = [i.url for i in unit.inputs]
-        table = columns.read_joined(tar.rsplit(".", 1)[0] + ".parquet", sidecars)
+        table = columns.read_joined(inputs.sibling(tar, ".parquet"), sidecars)
         reasons = self.selection.reasons(table)
         for feature, name in self.config.features.items():
             missing = pc.if_else(pc.is_null(table[name].combine_chunks()), f"no_{feature}", None)

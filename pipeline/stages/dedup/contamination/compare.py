@@ -77,7 +77,7 @@ class Compare(Stage):
             raise InputError(
                 f"{self.config.benchmarks}: it changed since the run was planned; run dedup again"
             )
-        images, url = unit.inputs[0].url.rsplit(".", 1)[0] + ".parquet", unit.inputs[1].url
+        images, url = inputs.sibling(unit.inputs[0].url, ".parquet"), unit.inputs[1].url
         table = columns.read_column(url, {SHORT, LONG, INNER, SHA256})
         files = columns.read_parquet(images, {"key", "sha256"})
         assert self._lookup is not None

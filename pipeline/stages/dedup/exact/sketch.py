@@ -75,7 +75,7 @@ class Sketch(Stage):
 
     def _check_phash(self, unit: Unit) -> None:
         images, *sidecars = (i.url for i in unit.inputs)
-        schema = columns.joined_schema(images.rsplit(".", 1)[0] + ".parquet", sidecars)
+        schema = columns.joined_schema(inputs.sibling(images, ".parquet"), sidecars)
         if PHASH not in schema.names or not pa.types.is_string(schema.field(PHASH).type):
             raise ConfigError(
                 f"dedup on {PHASH_CAPTION} needs the text column {PHASH!r}; make it by `pairmill score "
@@ -87,7 +87,7 @@ class Sketch(Stage):
         if "part" in unit.source:
             rows = candidates.read_part(url, {"url", "caption"})
         else:
-            rows = columns.read_images(url.rsplit(".", 1)[0] + ".parquet")
+            rows = columns.read_images(inputs.sibling(url, ".parquet"))
             sidecars = [i.url for i in unit.inputs[1:]]
             rows = columns.join(rows, ((s, columns.read_column(s, {PHASH})) for s in sidecars))
             rows = rows.filter(pc.equal(rows["status"], columns.SUCCESS))
