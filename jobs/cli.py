@@ -40,6 +40,7 @@ VERBS = {
     "inspect": "write a contact sheet of one shard",
     "run": "run a whole chain from one YAML file",
     "status": "show how far a chain or an output folder is",
+    "batch": "what a batch script of slurm/ runs: a command over the nodes of its job",
     "verify": "check every shard of output folders against its manifest, and mend them",
     "retry": "fetch just those rows of a crawl anew that a predicate names",
     "takedown": "remove pictures by URL, domain, uid or hash, and keep them out",
@@ -47,7 +48,18 @@ VERBS = {
     "bench": "measure stages and training beside the field, or reckon what a plan costs",
 }
 #: verbs with a command line of their own: what they work on stands first, not behind an option
-POSITIONAL = ("run", "status", "verify", "retry", "takedown", "compact", "bench", "convert", "inspect")
+POSITIONAL = (
+    "run",
+    "status",
+    "batch",
+    "verify",
+    "retry",
+    "takedown",
+    "compact",
+    "bench",
+    "convert",
+    "inspect",
+)
 
 
 def entry() -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from jobs.verb import Request, Verb
 from models.training import config as train_config
+from models.training import verdicts
 from models.training.config import TrainConfig
 from models.training.launch import launch
-from models.training.rundir import locked, prepare_run
-from models.training.stopping import EXIT_DONE
+from models.training.rundir import is_finished, locked, prepare_run
+from models.training.stopping import EXIT_CONFIG, EXIT_DONE
 from models.training.table import find_shards
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
@@ -37,9 +38,10 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
     """
     try:
         train_config.check(config)
-        inputs = [m for d in train_config.datasets(config) for m in shard_fingerprints(d.shards, kind=d.kind)]
+        inputs = input_fingerprints(config)
         if os.environ.get("RANK", "0") != "0":
-            return _train_here(config)
+            # the first process, which alone writes there, does not wait for others when it is finished
+            return EXIT_DONE if is_finished(config, inputs=inputs) else _train_here(config)
         with locked(Path(config.output)):
             if prepare_run(config, inputs=inputs, overwrite=overwrite):
                 print(f"train: {config.output} is finished already, nothing to do", file=sys.stderr)
@@ -47,6 +49,11 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
             return _train_here(config) if "WORLD_SIZE" in os.environ else launch(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def input_fingerprints(config: TrainConfig) -> list[str]:
+    """Marks of the shards of all datasets, in order; raises as `shard_fingerprints` does."""
+    return [m for d in train_config.datasets(config) for m in shard_fingerprints(d.shards, kind=d.kind)]
 
 
 def _train_here(config: TrainConfig) -> int:
@@ -93,7 +100,11 @@ def _check_view(folder: str) -> None:
 
 
 def run(config: TrainConfig, request: Request) -> int:
-    return train(config, overwrite=request.options.overwrite)
+    try:
+        return verdicts.write(train(config, overwrite=request.options.overwrite))
+    except ConfigError:
+        verdicts.write(EXIT_CONFIG)
+        raise
 
 
 #: published settings, for `--config NAME`

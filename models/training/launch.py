@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from models.training.config import TrainConfig, to_dict
-from models.training.stopping import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SIGNALS
+from models.training.stopping import EXIT_CRASHED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SIGNALS
 
 #: seconds that the others have to end after one failed
 GRACE = 10.0
@@ -89,7 +89,7 @@ def _wait(workers: list[subprocess.Popen[bytes]], *, stopped: list[int]) -> int:
         name = signal.Signals(-first_failure).name
         print(f"error: a training process was ended by {name}; start again to go on", file=sys.stderr)
         return EXIT_FAILED
-    return first_failure
+    return EXIT_FAILED if first_failure == EXIT_CRASHED else first_failure
 
 
 def worker_environment(rank: int, processes: int, port: int) -> dict[str, str]:

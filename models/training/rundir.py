@@ -73,6 +73,14 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     return False
 
 
+def is_finished(config: TrainConfig, *, inputs: Sequence[str]) -> bool:
+    """Whether the run folder holds this very run, finished; changes nothing."""
+    record = read_record(Path(config.output))
+    if record is None or record["state"] != FINISHED or record["digest"] != digest(config, inputs):
+        return False
+    return (Path(config.output) / "model" / "config.json").is_file()
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the run folder; the lock goes with the process, however that ends.

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import FrameType
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+#: of a process that something unforeseen has ended, such as a lost connection to another (EX_SOFTWARE); the
+#: command says 1 then, but a batch job that ended so may go on from the last checkpoint
+EXIT_CRASHED = 70
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from models.training.config import TrainConfig, from_dict
 from models.training.stopping import (
     EXIT_CONFIG,
+    EXIT_CRASHED,
     EXIT_FAILED,
     LocalError,
     StopRequest,
@@ -47,7 +48,7 @@ def train_here(config: TrainConfig) -> int:
     except Exception:
         # the edge of the process: tell everything, fail honestly
         traceback.print_exc()
-        return EXIT_FAILED
+        return EXIT_CRASHED
 
 
 if __name__ == "__main__":

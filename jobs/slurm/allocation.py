@@ -1,0 +1,134 @@
+"""What SLURM gave this job, from its environment variables; nothing is asked of the scheduler."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+#: a run folder where no chain names one, below the folder from which the job was submitted
+DEFAULT_RUN = "pairmill-jobs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """The job, and the share of each of its nodes.
+
+    Attributes:
+        job: id of this very job; for a task of an array its own one, which scontrol takes.
+        name: `17`, or `17_3` for task 3 of array 17: what people and squeue call it.
+        task: (i, n) in an array.
+        restart: how often the job was requeued.
+        nodes: how many.
+        node: number of this node in the job.
+        cpus: of each node.
+        gpus: of each node.
+        memory: bytes of each node; 0: not limited by SLURM.
+        run: the run folder (`jobs.slurm.books`), on a disk that all nodes see.
+    """
+
+    job: int
+    name: str
+    task: tuple[int, int] | None
+    restart: int
+    nodes: int
+    node: int
+    cpus: int
+    gpus: int
+    memory: int
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of this job in the run folder."""
+        from jobs.slurm.books import job_folder
+
+        return job_folder(self.run, self.name)
+
+
+def read_allocation(environment: Mapping[str, str] | None = None) -> Allocation:
+    """The allocation of this process.
+
+    Raises:
+        ConfigError: not inside a job of SLURM, or an array whose tasks are not 0, 1, ... n - 1.
+    """
+    given = os.environ if environment is None else environment
+    if not given.get("SLURM_JOB_ID"):
+        raise ConfigError(
+            "no SLURM_JOB_ID: this command is what the batch scripts of slurm/ end in; submit one of them "
+            "with sbatch, or a chain with `pairmill submit`"
+        )
+    job = int(given["SLURM_JOB_ID"])
+    task = _task(given)
+    cpus = _cpus(given)
+    return Allocation(
+        job=job,
+        name=f"{given['SLURM_ARRAY_JOB_ID']}_{given['SLURM_ARRAY_TASK_ID']}" if task else str(job),
+        task=task,
+        restart=int(given.get("SLURM_RESTART_COUNT") or 0),
+        nodes=int(given.get("SLURM_JOB_NUM_NODES") or 1),
+        node=int(given.get("SLURM_NODEID") or 0),
+        cpus=cpus,
+        gpus=_gpus(given),
+        memory=_megabytes(given, cpus) << 20,
+        run=Path(given.get("PAIRMILL_RUN_DIR") or Path(given.get("SLURM_SUBMIT_DIR", ".")) / DEFAULT_RUN),
+    )
+
+
+def _task(given: Mapping[str, str]) -> tuple[int, int] | None:
+    if not given.get("SLURM_ARRAY_TASK_COUNT"):
+        return None
+    index, count = int(given["SLURM_ARRAY_TASK_ID"]), int(given["SLURM_ARRAY_TASK_COUNT"])
+    first, last = int(given.get("SLURM_ARRAY_TASK_MIN", 0)), int(given.get("SLURM_ARRAY_TASK_MAX", count - 1))
+    if (first, last) != (0, count - 1):
+        raise ConfigError(
+            f"the array's tasks are {count} of {first} to {last}: a task does every n-th unit, so they must "
+            f"be 0 to n - 1; use --array=0-{count - 1}"
+        )
+    return index, count
+
+
+def _cpus(given: Mapping[str, str]) -> int:
+    """A task has so many; a job that asked for none by task has what SLURM gave it on the node."""
+    text = given.get("SLURM_CPUS_PER_TASK") or given.get("SLURM_CPUS_ON_NODE") or ""
+    return int(text) if text else len(os.sched_getaffinity(0))
+
+
+def _gpus(given: Mapping[str, str]) -> int:
+    """`SLURM_GPUS_ON_NODE` is a number; the others may be `a100:8`."""
+    for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"):
+        if text := given.get(name):
+            return int(text.rpartition(":")[2])
+    devices = given.get("SLURM_JOB_GPUS", "")
+    return len(devices.split(",")) if devices else 0
+
+
+def _megabytes(given: Mapping[str, str], cpus: int) -> int:
+    if text := given.get("SLURM_MEM_PER_NODE"):
+        return int(text)
+    return int(given.get("SLURM_MEM_PER_CPU") or 0) * cpus
+
+
+def own_address() -> str:
+    """Where other nodes reach this one. `PAIRMILL_NODE_IP` wins, for nodes with several networks."""
+    if given := os.environ.get("PAIRMILL_NODE_IP"):
+        return given
+    name = socket.gethostname()
+    try:
+        return socket.gethostbyname(name)
+    except OSError as error:
+        raise ConfigError(
+            f"the name of this node, {name!r}, has no address ({error}); set PAIRMILL_NODE_IP in "
+            "slurm/site.sh"
+        ) from error
+
+
+def free_port() -> int:
+    """A port of this node that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

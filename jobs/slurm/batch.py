@@ -1,0 +1,218 @@
+"""A job: what every batch script of `slurm/` ends in, `pairmill batch VERB --config x.yaml --option value`.
+
+It reads the options as the command itself does, so that a wrong one costs no start of Ray; starts what the
+command needs over the nodes of the job; passes on that the job is to stop; writes down how it ended; and has
+the job requeued where it is to go on (`jobs.slurm.again`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jobs import cli
+from jobs.slurm import again, books, steps, training
+from jobs.slurm.allocation import Allocation, read_allocation
+from jobs.slurm.ray_nodes import RayNodes
+from jobs.verb import Request, Verb
+from models.training.checkpoint import last_complete
+from pipeline import manifest
+from pipeline.errors import ConfigError, RunError
+from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
+
+#: seconds between two looks at the command and the signals
+TICK = 0.2
+
+
+@dataclass
+class Told:
+    """The signals that this job was sent, in order."""
+
+    numbers: list[int] = field(default_factory=list)
+
+    @property
+    def to_stop(self) -> bool:
+        return bool(self.numbers)
+
+    @property
+    def cancelled(self) -> bool:
+        """Ended from outside, and not for lack of time: SLURM itself says whether it runs again."""
+        return self.to_stop and signal.SIGUSR1 not in self.numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the job is to do: a command with its options, parsed and as they came."""
+
+    name: str
+    arguments: Sequence[str]
+    verb: Verb
+    config: Any
+    request: Request
+    allocation: Allocation
+    told: Told
+
+    @property
+    def attempt(self) -> Path:
+        """Folder for what the processes of this attempt tell each other."""
+        kind = "ray" if self.verb.stage else "torch"
+        return self.allocation.folder / f"{kind}-{self.allocation.restart}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code, 75 also where the job was requeued.
+
+    Raises:
+        ConfigError: not inside a job, an unknown command, a wrong option.
+    """
+    with _listening() as told:
+        began = time.time()
+        allocation = read_allocation()
+        cap = again.parse_cap(os.environ.get("PAIRMILL_MAX_RESTARTS", ""))
+        name, arguments = argv[0], list(argv[1:])
+        try:
+            code, mark, why = _work(name, arguments, allocation, told)
+        except ConfigError as error:
+            _note(allocation, name, EXIT_CONFIG, requeued=False, why=str(error), mark="", began=began)
+            raise
+        verdict = again.judge(
+            code, cancelled=told.cancelled, restart=allocation.restart, cap=cap, mark=mark,
+            before=books.read_ends(allocation.run, allocation.name),
+        )  # fmt: skip
+        why = f"{verdict.why} ({why})" if why else verdict.why
+        _note(allocation, name, code, requeued=verdict.requeue, why=why, mark=mark, began=began)
+        print(f"batch {name}: {why}", file=sys.stderr, flush=True)
+        return _requeue(allocation) if verdict.requeue else verdict.code
+
+
+@contextmanager
+def _listening() -> Iterator[Told]:
+    told = Told()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        told.numbers.append(number)
+
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    yield told
+
+
+def _work(name: str, arguments: list[str], allocation: Allocation, told: Told) -> tuple[int, str, str]:
+    """(exit code, how far the work is, what went wrong with the job itself)."""
+    if name not in cli.VERBS or name in cli.POSITIONAL:
+        known = ", ".join(v for v in cli.VERBS if v not in cli.POSITIONAL)
+        raise ConfigError(f"no batch job runs {name!r}; known: {known}")
+    if allocation.task:
+        arguments += [f"--task={allocation.task[0]}/{allocation.task[1]}"]
+    verb, config, request = cli.parse_verb(name, arguments)
+    work = Work(
+        name=name, arguments=arguments, verb=verb, config=config, request=request, allocation=allocation,
+        told=told,
+    )  # fmt: skip
+    try:
+        if verb.stage:
+            code = _run_stage(work)
+        else:
+            code = _train(work) if name == "train" else _attend(work, _start(work))
+    except RunError as error:
+        return (EXIT_STOPPED if told.to_stop else again.CRASHED), _mark(work), str(error)
+    return code, _mark(work), ""
+
+
+def _run_stage(work: Work) -> int:
+    """On Ray over all nodes of the job, or where its options say that a Ray is running.
+
+    Raises:
+        RunError: Ray does not start, or is lost.
+    """
+    if work.request.options.ray.address:
+        return _attend(work, _start(work))
+    told = work.told
+    with RayNodes(work.allocation, work.attempt, stopping=lambda: told.to_stop) as nodes:
+        driver = _start(work, f"--ray.address={nodes.address}", environment=nodes.environment)
+        return _attend(work, driver, lost=lambda: nodes.is_lost)
+
+
+def _start(work: Work, *more: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [steps.command(), work.name, *work.arguments, *more], env={**os.environ, **(environment or {})}
+    )
+
+
+def _attend(work: Work, process: subprocess.Popen[bytes], *, lost: Any = lambda: False) -> int:
+    """Waits for the command; tells it once that it is to stop. Its exit code, or CRASHED where it has none
+    of the four.
+
+    Raises:
+        RunError: `lost` became true; the command is ended then.
+    """
+    passed_on = False
+    while process.poll() is None:
+        if work.told.to_stop and not passed_on:
+            passed_on = True
+            process.send_signal(signal.SIGUSR1)
+        if lost() and not passed_on:
+            process.kill()
+            process.wait()
+            raise RunError("Ray was lost on a node of the job")
+        time.sleep(TICK)
+    known = (0, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED)
+    return process.returncode if process.returncode in known else again.CRASHED
+
+
+def _train(work: Work) -> int:
+    """By torchrun on all nodes; it is told to stop by a file, since signals would end torchrun and srun."""
+    config, stop = work.config, Path(work.config.output) / "STOP"
+    step = training.start(config, work.arguments, work.allocation, work.attempt)
+    try:
+        while step.poll() is None:
+            # again and again: a run that is about to start takes away what an earlier one was told
+            if work.told.to_stop and stop.parent.is_dir():
+                stop.touch()
+            time.sleep(TICK)
+    finally:
+        steps.end(step)
+    return training.outcome(work.attempt, config, work.allocation)
+
+
+def _mark(work: Work) -> str:
+    """How far the work is: the last checkpoint, or how many units stand."""
+    if work.name == "train":
+        found = last_complete(Path(work.config.output))
+        return found.name if found else ""
+    if work.verb.stage and work.request.output:
+        return f"{len(manifest.list_done(work.request.output))} units"
+    return ""
+
+
+def _note(
+    allocation: Allocation, verb: str, code: int, *, requeued: bool, why: str, mark: str, began: float
+) -> None:
+    end = books.End(
+        job=allocation.name, restart=allocation.restart, verb=verb, code=code, requeued=requeued, why=why,
+        mark=mark, began=began, ended=time.time(), node=os.environ.get("SLURMD_NODENAME", ""),
+    )  # fmt: skip
+    books.note_end(allocation.run, end)
+
+
+def _requeue(allocation: Allocation) -> int:
+    """Puts this job back into the queue; SLURM then ends this process. 75 in any case: had it been refused,
+    the job has failed, and so has whatever waits for it."""
+    done = subprocess.run(
+        ["scontrol", "requeue", str(allocation.job)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(
+            f"batch: SLURM did not requeue job {allocation.job}: {done.stderr.strip()}; submit it again",
+            file=sys.stderr,
+        )
+    return EXIT_STOPPED
