@@ -1,8 +1,6 @@
 # shellcheck shell=bash
 # Sourced by every job of this folder, before `pairmill` starts. What your cluster needs (modules, a virtual
 # environment, caches, proxies) goes into site.sh beside this file; site.example.sh shows one.
-set -euo pipefail
-
 # Until `pairmill` listens, the warning that time runs out must not end the job.
 trap '' USR1
 
@@ -12,7 +10,7 @@ unset SLURM_EXPORT_ENV
 
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ -f $here/site.sh ]]; then
-  # shellcheck source=slurm/site.example.sh
+  # shellcheck source=site.example.sh
   source "$here/site.sh"
 fi
 

@@ -61,7 +61,7 @@ def reap() -> None:
 
 
 def end_all(*, seconds: float = 10.0) -> int:
-    """Ends everything below this process: SIGTERM, and SIGKILL for what is left; returns how many those were."""
+    """Ends everything below this process: SIGTERM, SIGKILL for what is left; returns how many those were."""
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
         left = below()
         for pid in left:

@@ -4,10 +4,11 @@
         ...  --ray.address nodes.address, with nodes.environment
 
 `ray symmetric-run` is not used: it exits with 0 when its head does not start, leaves Ray's servers alive
-after SIGTERM, ends with a `ray stop` that hits every Ray of the user on the node, and takes two slurmds of one
-host for one. Here one srun starts `pairmill batch node ray` on each node (`jobs.slurm.node`). The first becomes
-the head and writes its address into `folder`, which belongs to this attempt alone, so that nobody joins the
-cluster of an earlier one; the others join it; each says when it is ready. Only when all are does the driver start.
+after SIGTERM, ends with a `ray stop` that hits every Ray of the user on the node, and takes two slurmds of
+one host for one. Here one srun starts `pairmill batch node ray` on each node (`jobs.slurm.node`). The first
+becomes the head and writes its address into `folder`, which belongs to this attempt alone, so that nobody
+joins the cluster of an earlier one; the others join it; each says when it is ready. Only when all are does
+the driver start.
 """
 
 from __future__ import annotations

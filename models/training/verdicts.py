@@ -18,7 +18,7 @@ VARIABLE = "PAIRMILL_VERDICTS"
 def write(code: int) -> int:
     """Tells the code where somebody wants to know it, and returns what the process is to exit with.
 
-    A run that was stopped and saved has ended well in the eyes of torchrun: it would kill the others otherwise.
+    A run that was stopped and saved has ended well in the eyes of torchrun: else it would kill the others.
     """
     shown = EXIT_FAILED if code == EXIT_CRASHED else code
     folder = os.environ.get(VARIABLE)
