@@ -1,7 +1,7 @@
 """What SLURM knows of jobs, and ending them: squeue, sacct, scancel.
 
-squeue knows what waits and runs, and for some minutes (MinJobAge) what has ended; sacct knows all of it where the
-site keeps accounts. Nothing else of SLURM is asked, and no name of a job is: names may hold anything.
+squeue knows what waits and runs, and for some minutes (MinJobAge) what has ended; sacct knows all of it where
+the site keeps accounts. Nothing else is asked, and never for the name of a job: names may hold anything.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import RunError
 
-#: seconds that SLURM gets to answer; its own commands give up after some of them, unless they are configured oddly
-PATIENCE = 60.0
+#: seconds that SLURM gets to answer; its commands mostly give up before
+PATIENCE = 30.0
 #: ids in one command: an argument of a program has at most 128 KiB
 IDS = 2000
 #: states that a job does not leave any more, unless somebody requeues it by hand
@@ -72,7 +72,7 @@ def present() -> bool:
 
 
 def ask(ids: Sequence[int]) -> dict[str, JobState]:
-    """The states of jobs, by `17`, and of all tasks of an array by `17_3`. What SLURM has forgotten is left out.
+    """The states of jobs by `17`, of all tasks of an array by `17_3`. What SLURM has forgotten is left out.
 
     Raises:
         QueueError: SLURM does not answer, or is not there.
@@ -99,7 +99,7 @@ def cancel(ids: Sequence[int]) -> None:
         done = _run("scancel", *map(str, wanted[start : start + IDS]))
         wrong = [line for line in done.stderr.splitlines() if line.strip() and not _is_over(line)]
         if done.returncode and wrong:
-            raise QueueError(f"scancel: {wrong[0].strip()}")
+            raise QueueError(f"scancel: {wrong[0].strip().removeprefix('scancel: error: ')}")
 
 
 def _is_over(line: str) -> bool:
