@@ -24,9 +24,9 @@ GRACE = 60.0
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """An empty folder on the local disk (`TMPDIR`) for the time of the block."""
-    place = Path(tempfile.mkdtemp(prefix=PREFIX))
+def folder(*, base: str | None = None) -> Iterator[Path]:
+    """An empty folder on the local disk (`TMPDIR`, or `base`) for the time of the block."""
+    place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     with (place / OWNER).open("w") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from types import FrameType
 
 from jobs.slurm import offspring, ray_nodes, steps, training
 from jobs.slurm.allocation import free_port, own_address, read_allocation
-from pipeline import storage
+from pipeline import scratch, storage
 
 #: servers without which a node is no part of a cluster
 SERVERS = frozenset(("raylet", "gcs_server"))
@@ -60,7 +59,7 @@ def _told_to_end() -> Iterator[list[int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         told.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, steps.STOP):
         signal.signal(number, note)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     yield told
@@ -69,14 +68,12 @@ def _told_to_end() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """For Ray's sockets and logs: of this job alone, on this node, with a short name."""
-    base = tempfile.gettempdir()
-    base = base if len(base) <= LONGEST_TEMPORARY else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="pairmill-ray-", dir=base))
-    try:
-        yield folder
-    finally:
-        offspring.end_all()
-        shutil.rmtree(folder, ignore_errors=True)
+    base = "/tmp" if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else None
+    with scratch.folder(base=base) as folder:
+        try:
+            yield folder
+        finally:
+            offspring.end_all()
 
 
 def _start_head(folder: Path, temporary: Path) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 from jobs.slurm.allocation import Allocation
 from pipeline.errors import ConfigError
 
-#: seconds that a step has to end after SIGTERM
+#: tells the tasks of a step to end: srun passes it on, while at SIGTERM it kills them before they can clean up
+STOP = signal.SIGUSR2
+#: seconds that they have for it
 PATIENCE = 30.0
 
 
@@ -69,8 +71,8 @@ def on_every_node(
 
 
 def end(step: subprocess.Popen[bytes]) -> int:
-    """Ends a step on all nodes: srun passes SIGTERM on; returns srun's exit code."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """Ends a step on all nodes; returns srun's exit code."""
+    for number in (STOP, signal.SIGTERM, signal.SIGKILL):
         if step.poll() is None:
             step.send_signal(number)
             try:
