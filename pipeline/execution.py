@@ -120,7 +120,7 @@ class Execution:
                 self.progress.update(self.plan.done + self.summary.done, self.summary.detail())
             self.summary.stopped = bool(self.stop) and bool(self.waiting or self.pool.busy)
         finally:
-            self.pool.close(patiently=len(self.stop) < 2)
+            self.pool.close(patiently=not self._insisted)
 
     def _hand_out(self) -> None:
         if self.stop:
@@ -218,10 +218,16 @@ class Execution:
                 *(self.stage.name, PATIENCE, need.cpus, need.gpus),
             )
 
+    @property
+    def _insisted(self) -> bool:
+        """Whether the same signal came twice. A batch job may get each of two once: SIGUSR1 since its time
+        runs out, SIGTERM when it has."""
+        return len(set(self.stop)) < len(self.stop)
+
     def _stop_now(self) -> bool:
-        """After a signal: units under way may finish within the grace time; a second signal ends them."""
+        """After a signal: units under way may finish within the grace time; the same one again ends them."""
         now = time.monotonic()
         if self.stop_deadline == float("inf"):
             self.stop_deadline = now + self.options.grace
             log.warning("stopping: %d units may finish within %g s", len(self.pool.busy), self.options.grace)
-        return now > self.stop_deadline or len(self.stop) > 1
+        return now > self.stop_deadline or self._insisted

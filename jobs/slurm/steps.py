@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.slurm.allocation import Allocation
 from pipeline.errors import ConfigError
 
-#: tells the tasks of a step to end: srun passes it on, while at SIGTERM it kills them before they can clean up
+#: tells the tasks of a step to end: srun passes it on; at SIGTERM it kills them before they can clean up
 STOP = signal.SIGUSR2
 #: seconds that they have for it
 PATIENCE = 30.0
