@@ -4,7 +4,7 @@
 #   make capfilt   noisy captions, bootstrapped ones and clean ones, three times over (about an hour)
 #   make test    the tests
 #   make check   lint, format, types, import rules
-#   make prove   the slow proofs: kills, browsers
+#   make prove   the slow proofs: kills, browsers, SLURM
 #   make fidelity   every recipe against other implementations; writes docs/fidelity.md (some minutes)
 # Needs: Python 3.10-3.12 with venv, and make.
 
