@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 
-from pipeline import commit, manifest, storage
+from pipeline import commit, manifest, pulse, storage
 from pipeline.errors import ConfigError, RunError, StorageFullError
 from pipeline.locks import Lock
 from pipeline.on_ray import Ended, Pool, ray_session
 from pipeline.planning import Plan
 from pipeline.progress import Progress
+from pipeline.pulse import Beat
 from pipeline.runner_options import RunOptions
 from pipeline.shards.format import shard_name
 from pipeline.stage import Counts, Stage, Unit
@@ -54,9 +55,12 @@ def execute(
         RunError: the run cannot go on.
     """
     # twice: Ray sets a handler of its own when it starts, which takes a while
-    with stop_signals() as early, ray_session(options.ray), stop_signals() as stop:
+    beating = pulse.beating(
+        output, stage.name, units=len(plan.units), first=plan.done, task=options.task or ""
+    )
+    with stop_signals() as early, beating as beat, ray_session(options.ray), stop_signals() as stop:
         stop += early
-        Execution(stage, output, options, plan, summary, progress, stop, lock).run()
+        Execution(stage, output, options, plan, summary, progress, stop, lock, beat).run()
 
 
 @contextlib.contextmanager
@@ -91,8 +95,10 @@ class Execution:
         progress: Progress,
         stop: list[int],
         lock: Lock,
+        beat: Beat,
     ) -> None:
         self.stage, self.output, self.options, self.lock = stage, output, options, lock
+        self.beat = beat
         self.plan, self.summary, self.progress, self.stop = plan, summary, progress, stop
         self.waiting: deque[tuple[float, Unit]] = deque((0.0, unit) for unit in plan.todo)
         self.attempts: dict[int, int] = {}
@@ -118,9 +124,18 @@ class Execution:
                 self._say_what_is_awaited()
                 self.lock.renew()
                 self.progress.update(self.plan.done + self.summary.done, self.summary.detail())
+                self._tell()
             self.summary.stopped = bool(self.stop) and bool(self.waiting or self.pool.busy)
         finally:
             self.pool.close(patiently=not self._insisted)
+
+    def _tell(self) -> None:
+        self.beat.tell(
+            done=self.summary.done,
+            running=len(self.pool.busy),
+            failed=sum(self.attempts.values()),
+            quarantined=len(self.summary.failed),
+        )
 
     def _hand_out(self) -> None:
         if self.stop:

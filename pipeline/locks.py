@@ -117,7 +117,7 @@ def _holding(
     patience: float,
 ) -> Iterator[Lock]:
     url = storage.join(folder(output), f"{name}.{uuid.uuid4().hex}.json")
-    lock = Lock(url, {**_self(), **facts})
+    lock = Lock(url, {**identity(), **facts})
     until = time.monotonic() + patience
     _held.add(url)
     try:
@@ -161,15 +161,22 @@ def _others(
 
 
 def _is_void(url: str, facts: Mapping[str, Any]) -> bool:
-    me = _self()
-    if facts["machine"] != me["machine"]:
-        return time.time() - facts["alive"] > STALE
-    if facts["process"] == me["process"]:
+    me = identity()
+    if (facts["machine"], facts["process"]) == (me["machine"], me["process"]):
         return url not in _held
+    return is_gone(facts, after=STALE)
+
+
+def is_gone(facts: Mapping[str, Any], *, after: float) -> bool:
+    """Whether the process that said this of itself is gone: certain on its machine; seen from another one,
+    when it has given no sign of life (`alive`) for so many seconds."""
+    if facts["machine"] != _machine():
+        return time.time() - facts["alive"] > after
     return _started(facts["process"][0]) != facts["process"][1]
 
 
-def _self() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
+    """What a process says of itself, so that others can tell whether it lives."""
     return {
         "machine": _machine(),
         "process": [os.getpid(), _started(os.getpid())],

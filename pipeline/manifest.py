@@ -8,6 +8,7 @@ Layout inside every output folder:
     _pairmill/manifests/00000000-<mark>.parquet   manifests by the thousand (`pipeline.compacted`)
     _pairmill/pending/00000003-<random>/    new parts of a unit being replaced (`pipeline.commit`)
     _pairmill/locks/00000003.<random>.json        who works on what just now (`pipeline.locks`)
+    _pairmill/running/HOST-PID-<random>.json      how far a run under way is (`pipeline.pulse`)
     _pairmill/quarantine/00000003.json            units that failed three times, with the error
     _pairmill/config.yaml                         the resolved configuration of the last run
 

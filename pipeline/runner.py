@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline import locks, manifest, session, storage
+from pipeline import locks, manifest, pulse, session, storage
 from pipeline.errors import ConfigError
 from pipeline.planning import Plan, make_plan
 from pipeline.progress import Progress
@@ -49,6 +49,7 @@ def run_stage(
         _work(stage, output, options, plan, summary, progress)
     else:
         locks.sweep(output)  # a run that was killed after its last unit
+        pulse.sweep(output)
     whole = task is None and options.limit is None
     if whole and not summary.failed and not summary.stopped:
         stage.finish(output)
@@ -85,6 +86,7 @@ def sweep(output: str) -> None:
     for folder in (output, books, manifest.manifest_folder(output), quarantine) if local else (output,):
         storage.sweep_temporary(folder)
     locks.sweep(output)
+    pulse.sweep(output)
 
 
 def _exit_code(summary: Summary, options: RunOptions) -> int:

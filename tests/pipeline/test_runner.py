@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest, session
+from pipeline import manifest, pulse, session
 from pipeline.errors import ConfigError
 from pipeline.runner import run_stage
 from pipeline.runner_options import RunOptions
@@ -170,3 +171,30 @@ def test_stop_in_the_middle_then_complete(tmp_path: Path, number: int, code: int
     assert manifest.list_done(str(output)).keys() == manifest.list_done(str(undisturbed)).keys()
     contents = [[d.content for d in manifest.list_done(str(o)).values()] for o in (output, undisturbed)]
     assert contents[0] == contents[1]
+
+
+def test_a_run_under_way_is_seen_and_a_finished_one_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY", 0.05)
+    output, seen, ended = str(tmp_path), [], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.02):
+            seen.extend(pulse.living(output))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        config = ToyConfig(names=("a", "b", "bad"), mode={"bad": "fail"}, seconds=0.5)
+        summary = run_stage(ToyStage(config), output, RunOptions(workers=1))
+    finally:
+        ended.set()
+        watcher.join()
+    assert (summary.done, list(summary.failed)) == (2, [2])
+    assert {p.stage for p in seen} == {"toy"}
+    assert {p.units for p in seen} == {3}
+    assert max(p.running for p in seen) == 1
+    assert max(p.done for p in seen) == 2
+    assert max(p.failed for p in seen) >= 2
+    assert not list((tmp_path / "_pairmill/running").iterdir())
