@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.chain import Step, load_chain, run_chain
@@ -59,14 +59,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def load_steps(root: Path, world: World) -> list[Step]:
+def load_steps(
+    root: Path, world: World, *, overrides: Mapping[str, Sequence[str]] | None = None
+) -> list[Step]:
     """The chain of this demo, with the folder, the ports and the words of this world filled in."""
     words = root / "words.json"
     text = json.dumps(telling_words(load_things()), ensure_ascii=False)
     if not words.exists() or words.read_text() != text:
         storage.write_bytes(str(words), text.encode())
     variables = {"root": str(root), "hosts": json.dumps(world.allow_private), "attribution": ATTRIBUTION}
-    return load_chain(str(CHAIN), variables=variables)
+    return load_chain(str(CHAIN), variables=variables, overrides=overrides)
 
 
 def summary(root: Path, steps: Sequence[Step], world: World) -> str:
