@@ -124,7 +124,7 @@ def read_shard(tar: str, sidecars: Sequence[str], names: Collection[str] | None 
     Raises:
         InputError, ConfigError: as `pipeline.columns.read_joined`.
     """
-    images = tar.rsplit(".", 1)[0] + ".parquet"
+    images = inputs.sibling(tar, ".parquet")
     if names is None:
         return columns.read_joined(images, sidecars)
     return columns.join(

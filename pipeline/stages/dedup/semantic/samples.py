@@ -69,7 +69,9 @@ class Samples:
         ]
         files = shards[0].inputs
         self.where.check(
-            columns.joined_schema(_parquet_of(files[1].url), [f.url for f in (files[0], *files[2:])])
+            columns.joined_schema(
+                inputs.sibling(files[1].url, ".parquet"), [f.url for f in (files[0], *files[2:])]
+            )
         )
         return shards
 
@@ -131,14 +133,10 @@ class Samples:
     def _selected(
         self, where: Predicate, table: pa.Table, shard: ShardFiles, dropped: Counter[str]
     ) -> pa.Table:
-        images = columns.read_images(_parquet_of(shard.inputs[1].url))
+        images = columns.read_images(inputs.sibling(shard.inputs[1].url, ".parquet"))
         images = images.filter(pc.equal(images["status"], columns.SUCCESS))
         others = ((i.url, columns.read_column(i.url, where.columns)) for i in shard.inputs[2:])
         joined = columns.join(images, [(shard.inputs[0].url, table), *others])
         refused = where.refusals(joined, NOT_SELECTED)
         dropped.update(r for r in refused.to_pylist() if r is not None)
         return joined.select(["key", self.embedding]).filter(pc.is_null(refused))
-
-
-def _parquet_of(tar: str) -> str:
-    return tar.rsplit(".", 1)[0] + ".parquet"
