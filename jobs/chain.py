@@ -5,6 +5,9 @@
     steps:
       discover: {input: "{root}/web/*.gz", output: "{root}/candidates"}
       scorer:   {job: train, recipe: clip, ...}   # `job` where the step's name is not a command
+    slurm:                         # for `pairmill submit` (jobs/slurm/options.py)
+      all: {partition: cpu}
+      scorer: {partition: gpu, gpus-per-node: 8, time: "24:00:00"}
 
 Every step is parsed before the first one starts, so that a misspelt option in the last step costs nothing.
 """
@@ -13,29 +16,33 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jobs import cli
+from jobs.slurm.options import RESERVED, SlurmOptions, read_section
 from jobs.verb import Request, Verb
 from pipeline import session
 from pipeline.errors import ConfigError
 
-RUNNABLE = tuple(v for v in cli.VERBS if v not in ("run", "status"))
+RUNNABLE = tuple(v for v in cli.VERBS if v not in cli.POSITIONAL)
+KEYS = ("root", "vars", "steps", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a chain, parsed: `name` in the file, `job` the command it runs."""
+    """One step of a chain, parsed: `name` in the file, `job` the command it runs, `slurm` what `pairmill
+    submit` asks of SLURM for it."""
 
     name: str
     job: str
     verb: Verb
     config: Any
     request: Request
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
 
     @property
     def output(self) -> str:
@@ -54,59 +61,100 @@ def load_chain(
 
     Args:
         variables: values for `{name}` that win over the file's `root` and `vars`.
-        overrides: step name -> options, such as `{"crawl": ["--image_size", "128"]}`.
+        overrides: step name -> options, such as `{"crawl": ["--image_size", "128"]}`; `slurm` -> options of
+            steps for SLURM, such as `["--crawl.array=16", "--all.partition=cpu"]`.
         overwrite: redo what was made from other options or inputs, in every step.
 
     Raises:
         ConfigError: the file is missing or no mapping, an unknown key, an unknown command, a bad option.
     """
     document = _read(path)
-    names = {
-        "root": str(document.get("root", Path(path).parent)),
-        **document.get("vars", {}),
-        **(variables or {}),
-    }
-    steps = document["steps"]
+    names = _variables(document, path, variables)
+    steps = {str(name): options for name, options in document["steps"].items()}
     extra = dict(overrides or {})
+    asked = read_section(
+        _fill(document.get("slurm"), names), list(steps), overrides=extra.pop("slurm", ()), path=path
+    )
     found = []
     for name, options in steps.items():
-        words = [*extra.pop(str(name), ()), *(["--overwrite"] if overwrite else [])]
-        found.append(_parse_step(path, str(name), options or {}, names, words))
+        words = [*extra.pop(name, ()), *(["--overwrite"] if overwrite else [])]
+        found.append(_parse_step(path, name, options or {}, names, words, asked[name]))
     if extra:
         raise ConfigError(f"{path} has no step {', '.join(map(repr, extra))}; it has {', '.join(steps)}")
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a chain's file says without its options being parsed: `{root}`, and the names of its steps."""
+
+    root: str
+    steps: tuple[str, ...]
+
+
+def read_outline(path: str, *, variables: Mapping[str, str] | None = None) -> Outline:
+    """The root and the steps of a chain, also where options of steps are wrong.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, or has an unknown key.
+    """
+    document = _read(path)
+    root = _variables(document, path, variables)["root"]
+    return Outline(root=root, steps=tuple(str(name) for name in document["steps"]))
+
+
+def _variables(document: Mapping[str, Any], path: str, given: Mapping[str, str] | None) -> dict[str, str]:
+    """Raises ConfigError when `vars` is no mapping."""
+    vars_ = document.get("vars") or {}
+    if not isinstance(vars_, dict):
+        raise ConfigError(f"{path}: vars must be a mapping of names to values, not {vars_!r}")
+    root = str(document.get("root", Path(path).parent))
+    return {"root": root, **{str(k): str(v) for k, v in vars_.items()}, **(given or {})}
 
 
 def _read(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ConfigError(f"chain file {path!r} does not exist")
     try:
-        document = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError, ValueError) as error:  # ValueError: a date such as 2026-99-99
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("steps"), dict) or not document["steps"]:
         raise ConfigError(f"{path} must be a mapping with `steps`: a mapping of step names to options")
-    unknown = set(document) - {"root", "vars", "steps"}
+    unknown = [key for key in document if key not in KEYS]
     if unknown:
-        raise ConfigError(f"{path}: unknown keys {sorted(unknown)}; known: root, vars, steps")
+        raise ConfigError(f"{path}: unknown keys {unknown}; known: {', '.join(KEYS)}")
+    taken = [name for name in map(str, document["steps"]) if name in RESERVED]
+    if taken:
+        raise ConfigError(
+            f"{path}: a step cannot be called {taken[0]!r}, which means something else on the command line "
+            "and in `slurm:`; give it another name, and the command as `job:`"
+        )
     return document
 
 
 def _parse_step(
-    path: str, name: str, options: Mapping[str, Any], names: Mapping[str, str], extra: Sequence[str]
+    path: str,
+    name: str,
+    options: Any,
+    names: Mapping[str, str],
+    extra: Sequence[str],
+    slurm: SlurmOptions,
 ) -> Step:
-    values = _fill(dict(options), names)
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: step {name!r} must be a mapping of options, not {options!r}")
+    values = _fill(options, names)
     job = values.pop("job", name)
     if job not in RUNNABLE:
         raise ConfigError(f"{path}: step {name!r} runs {job!r}; give `job:` one of {', '.join(RUNNABLE)}")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{name}-") as stream:
-        yaml.safe_dump(values, stream)
-        stream.flush()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{job}-", encoding="utf-8") as stream:
         try:
+            yaml.safe_dump(values, stream)
+            stream.flush()
             verb, config, request = cli.parse_verb(job, ["--config", stream.name, *extra])
-        except ConfigError as error:
+        except (ValueError, OSError, ImportError) as error:  # also of locations of a kind that nobody knows
             raise ConfigError(f"{path}: step {name!r}: {str(error).replace(stream.name, path)}") from error
-    return Step(name=name, job=job, verb=verb, config=config, request=request)
+    return Step(name=name, job=job, verb=verb, config=config, request=request, slurm=slurm)
 
 
 def _fill(value: Any, names: Mapping[str, str]) -> Any:

@@ -39,6 +39,8 @@ VERBS = {
     "report": "write one HTML file about a whole chain",
     "inspect": "write a contact sheet of one shard",
     "run": "run a whole chain from one YAML file",
+    "submit": "submit a chain to SLURM, a job a step; what is done already is not submitted again",
+    "cancel": "end a chain's jobs that wait or run; what they have written stays",
     "status": "show how far a chain or an output folder is",
     "batch": "what a batch script of slurm/ runs: a command over the nodes of its job",
     "verify": "check every shard of output folders against its manifest, and mend them",
@@ -50,6 +52,8 @@ VERBS = {
 #: verbs with a command line of their own: what they work on stands first, not behind an option
 POSITIONAL = (
     "run",
+    "submit",
+    "cancel",
     "status",
     "batch",
     "verify",

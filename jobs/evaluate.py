@@ -69,10 +69,10 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
         InputError: a damaged shard.
     """
     folder = model_folder(config.model)
-    output = Path(config.output) if config.output else folder.parent / "eval"
+    output = results_folder(config, folder)
     words = read_words(config.mlm_words)
     mark = evaluation_mark(config, folder, words)
-    if not overwrite and _is_done(output, mark):
+    if not overwrite and _stands(output, mark):
         print(
             f"evaluate: {output} holds the results of this evaluation already, nothing to do", file=sys.stderr
         )
@@ -96,6 +96,22 @@ def evaluate(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     storage.write_bytes(str(output / MARK), (json.dumps(mark, indent=1) + "\n").encode())
     print(summary(results), file=sys.stderr)
     return 0
+
+
+def is_done(config: EvaluateConfig) -> bool:
+    """Whether the results of this very evaluation stand. Reads only, and imports no torch.
+
+    Raises:
+        ConfigError: no such model or shards, an unreadable word list.
+    """
+    folder = model_folder(config.model)
+    mark = evaluation_mark(config, folder, read_words(config.mlm_words))
+    return _stands(results_folder(config, folder), mark)
+
+
+def results_folder(config: EvaluateConfig, model: Path) -> Path:
+    """Where the results go; `model` is the folder of the model."""
+    return Path(config.output) if config.output else model.parent / "eval"
 
 
 def model_folder(given: str) -> Path:
@@ -152,7 +168,7 @@ def evaluation_mark(config: EvaluateConfig, folder: Path, words: dict[str, list[
     )
 
 
-def _is_done(output: Path, mark: dict[str, Any]) -> bool:
+def _stands(output: Path, mark: dict[str, Any]) -> bool:
     path = output / MARK
     if not path.is_file():
         return False

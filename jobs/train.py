@@ -17,10 +17,10 @@ from models.training import config as train_config
 from models.training import verdicts
 from models.training.config import TrainConfig
 from models.training.launch import launch
-from models.training.rundir import is_finished, locked, prepare_run
+from models.training.rundir import is_finished, locked, prepare_run, refuse_another
 from models.training.stopping import EXIT_CONFIG, EXIT_DONE
 from models.training.table import find_shards
-from pipeline import manifest, storage
+from pipeline import manifest, pulse, storage
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_fingerprint
 from pipeline.shards.format import shard_name
@@ -46,7 +46,9 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
             if prepare_run(config, inputs=inputs, overwrite=overwrite):
                 print(f"train: {config.output} is finished already, nothing to do", file=sys.stderr)
                 return EXIT_DONE
-            return _train_here(config) if "WORLD_SIZE" in os.environ else launch(config)
+            pulse.sweep(config.output)
+            with pulse.beating(config.output, "train"):
+                return _train_here(config) if "WORLD_SIZE" in os.environ else launch(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -54,6 +56,22 @@ def train(config: TrainConfig, *, overwrite: bool = False) -> int:
 def input_fingerprints(config: TrainConfig) -> list[str]:
     """Marks of the shards of all datasets, in order; raises as `shard_fingerprints` does."""
     return [m for d in train_config.datasets(config) for m in shard_fingerprints(d.shards, kind=d.kind)]
+
+
+def is_done(config: TrainConfig, *, overwrite: bool = False) -> bool:
+    """Whether the run folder holds this very run, finished. Reads only, and imports no torch.
+
+    Raises:
+        ConfigError: an impossible option, no shards, or a run folder of another configuration, unless
+            `overwrite` says that it may go.
+    """
+    try:
+        train_config.check(config)
+        inputs = input_fingerprints(config)
+        refuse_another(config, inputs=inputs, overwrite=overwrite)
+        return is_finished(config, inputs=inputs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _train_here(config: TrainConfig) -> int:

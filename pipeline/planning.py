@@ -38,6 +38,7 @@ def make_plan(
     limit: int | None = None,
     task: tuple[int, int] | None = None,
     redo: Collection[int] | None = None,
+    look: bool = False,
 ) -> Plan:
     """Plans a stage over its output folder.
 
@@ -46,14 +47,17 @@ def make_plan(
         limit: only the first units, for a taste.
         task: (i, n): only the units of number = i modulo n, for job arrays.
         redo: only the units with these numbers, and these even when they are done.
+        look: write nothing: what a crash has interrupted stays so, and what is planned is not noted.
 
     Raises:
         ConfigError: a committed unit was made differently and `overwrite` is off.
     """
-    commit.roll_forward(output)
+    if not look:
+        commit.roll_forward(output)
     planned = manifest.read_units(output)
     units = stage.plan(planned)
-    manifest.write_units(output, units, before=planned)
+    if not look:
+        manifest.write_units(output, units, before=planned)
     standing = defaultdict(list)
     for done in manifest.list_manifests(output):
         standing[done.number].append(done)

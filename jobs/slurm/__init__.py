@@ -11,4 +11,6 @@ offspring    the processes that this one started, all of them and no other
 options      options of sbatch that a chain may name
 submission   which jobs a chain comes to
 queue        squeue, sacct, scancel
+lineage      which step reads what another one writes
+scripts      where the batch scripts lie
 """

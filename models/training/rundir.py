@@ -1,6 +1,6 @@
 """The run folder: what it holds, whether it may go on, and whether it is finished already.
 
-    run.json        semantic config, digest, fingerprints of the shards, state
+    run.json        semantic config, digest, fingerprints of the shards, state, number of steps
     config.yaml     the resolved configuration, every option
     counts.json     the shards and how many samples each holds
     indexes/        where the samples lie in the shards read last; may be deleted
@@ -13,6 +13,7 @@
     model_best/     the exported model of the best validation
     model/          the exported model (models/exported.py), when the run is finished
     STOP            put there by anybody: the run saves and stops
+    _pairmill/running/  that the run is under way just now (pipeline.pulse)
 
 This module imports no torch, so that a finished run is recognised at once.
 """
@@ -52,25 +53,39 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
     """
     folder = Path(config.output)
     (folder / "STOP").unlink(missing_ok=True)
-    record = read_record(folder)
-    now = {"semantic": semantic_config(config), "inputs": list(inputs), "digest": digest(config, inputs)}
-    if record is not None and record["digest"] != now["digest"]:
-        if not overwrite:
-            differences = "; ".join(compare(record, now)) or "the digest alone differs"
-            raise ValueError(
-                f"{folder} holds a run that was made differently: {differences}. "
-                "Pass --overwrite to start it anew, or choose another --output"
-            )
+    if refuse_another(config, inputs=inputs, overwrite=overwrite):
         clear_run(folder)
-        record = None
-    if record is not None and record["state"] == FINISHED and (folder / "model" / "config.json").is_file():
+    if is_finished(config, inputs=inputs):
         return True
+    now = _facts(config, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, {**now, "zero_stage": config.zero.stage, "state": RUNNING})
     storage.write_bytes(
         str(folder / "config.yaml"), (yaml.safe_dump(shareable(config), sort_keys=False)).encode()
     )
     return False
+
+
+def refuse_another(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool) -> bool:
+    """Whether the run folder holds a run of another configuration, which `overwrite` allows to throw away.
+
+    Raises:
+        ValueError: it does, and `overwrite` is off; says what differs.
+    """
+    record, now = read_record(Path(config.output)), _facts(config, inputs)
+    if record is None or record["digest"] == now["digest"]:
+        return False
+    if not overwrite:
+        differences = "; ".join(compare(record, now)) or "the digest alone differs"
+        raise ValueError(
+            f"{config.output} holds a run that was made differently: {differences}. "
+            "Pass --overwrite to start it anew, or choose another --output"
+        )
+    return True
+
+
+def _facts(config: TrainConfig, inputs: Sequence[str]) -> dict[str, Any]:
+    return {"semantic": semantic_config(config), "inputs": list(inputs), "digest": digest(config, inputs)}
 
 
 def is_finished(config: TrainConfig, *, inputs: Sequence[str]) -> bool:
@@ -112,6 +127,14 @@ def finish_run(folder: Path) -> None:
     record = read_record(folder)
     assert record is not None, f"{folder} has no run.json"
     write_record(folder, {**record, "state": FINISHED})
+
+
+def note_steps(folder: Path, steps: int) -> None:
+    """Notes how many steps the run comes to, for `pairmill status`: epochs alone do not tell without the data.
+    No part of the digest."""
+    record = read_record(folder)
+    if record is not None and record.get("steps") != steps:
+        write_record(folder, {**record, "steps": steps})
 
 
 def clear_run(folder: Path) -> None:
