@@ -15,12 +15,14 @@ Shapes: B local batch, G candidates (global batch, or B).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.batch import Batch, StepContext
 from models.objectives.gather import (
     gather,
     gather_with_grad,
@@ -70,6 +72,31 @@ def draw_negatives(
     drawn_B = torch.searchsorted(cumulative_BG, point_B1, right=True).squeeze(1)
     valid_B = total_B1.squeeze(1) > 0
     return Negatives(index_B=torch.where(valid_B, drawn_B, 0), valid_B=valid_B)
+
+
+@torch.no_grad()
+def draw_both(
+    batch: Batch,
+    context: StepContext,
+    image_BE: Tensor,
+    text_BE: Tensor,
+    *,
+    keys: tuple[Tensor, Tensor, Tensor],
+    logits: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Negatives, Negatives]:
+    """A wrong text for each picture of the batch, and a wrong picture for each text.
+
+    Args:
+        keys: features of the pictures and texts that may be drawn, and the ids of their pictures [G].
+        logits: similarities [B, G] of own features and keys, temperature applied.
+    """
+    key_image_GE, key_text_GE, id_G = keys
+
+    def draw(own_BE: Tensor, key_GE: Tensor, purpose: str) -> Negatives:
+        uniform_B = context.uniform(purpose, batch.row_B)
+        return draw_negatives(logits(own_BE, key_GE), batch.image_id_B, id_G, uniform_B=uniform_B)
+
+    return draw(image_BE, key_text_GE, "itm text"), draw(text_BE, key_image_GE, "itm image")
 
 
 @dataclass(frozen=True, kw_only=True)

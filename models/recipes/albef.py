@@ -46,7 +46,7 @@ from models.blocks.text import BertEncoder, MlmHead
 from models.blocks.vision import VisionTransformer
 from models.objectives.gather import pad_columns
 from models.objectives.itc import queue_itc, similarity
-from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
+from models.objectives.itm import Negatives, Rows, check_scope, draw_both, itm_loss
 from models.objectives.mlm import MaskedText, mask_tokens, mlm_loss
 from models.precision import upcast
 from models.recipes.base import ImageOutput, TextOutput
@@ -269,14 +269,10 @@ class AlbefModel(nn.Module):
         the teacher's of the batch."""
         rows = Rows.of(self.config.itm_negatives)
         key_image_GE, key_text_GE, id_G = (rows.own(x, len(batch)) for x in extras["batch_keys"])
-
-        def draw(student_BE: Tensor, key_GE: Tensor, purpose: str) -> Negatives:
-            return draw_negatives(
-                similarity(student_BE, key_GE) / temperature, batch.image_id_B, id_G,
-                uniform_B=context.uniform(purpose, batch.row_B),
-            )  # fmt: skip
-
-        return draw(image_BE, key_text_GE, "itm text"), draw(text_BE, key_image_GE, "itm image")
+        return draw_both(
+            batch, context, image_BE, text_BE, keys=(key_image_GE, key_text_GE, id_G),
+            logits=lambda own_BE, key_GE: similarity(own_BE, key_GE) / temperature,
+        )  # fmt: skip
 
     def _fuse(
         self,

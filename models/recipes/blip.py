@@ -54,7 +54,7 @@ from models.blocks.tied_text import TiedBert, TiedLayer
 from models.blocks.vision import VisionTransformer
 from models.objectives.gather import gather, pad_columns
 from models.objectives.itc import queue_itc, similarity
-from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
+from models.objectives.itm import Negatives, Rows, check_scope, draw_both, itm_loss
 from models.objectives.lm import Continuation, continuation, lm_loss
 from models.precision import upcast
 from models.recipes.base import ImageOutput, StatelessSystem, TextOutput
@@ -303,7 +303,10 @@ class BlipModel(nn.Module):
             )
             if "itm" in wanted:
                 keys = self._negative_keys(extras, image_BE, text_BE, rows)
-                no_text, no_image = _negatives(batch, context, keys, image_BE, text_BE, temperature)
+                no_text, no_image = draw_both(
+                    batch, context, image_BE, text_BE, keys=keys,
+                    logits=lambda own_BE, key_GE: similarity(own_BE, key_GE) / temperature,
+                )  # fmt: skip
         if "lm" in wanted:
             text = continuation(
                 batch.text_ids_BT, batch.text_mask_BT,
@@ -387,28 +390,6 @@ class BlipModel(nn.Module):
                 for part in parts:
                     part.requires_grad_(False)
         self.temperature.requires_grad_("itc" not in off)
-
-
-@torch.no_grad()
-def _negatives(
-    batch: Batch,
-    context: StepContext,
-    keys: tuple[Tensor, Tensor, Tensor],
-    image_BE: Tensor,
-    text_BE: Tensor,
-    temperature: Tensor,
-) -> tuple[Negatives, Negatives]:
-    """A wrong text for each picture and a wrong picture for each text, by the student's features against
-    those of the candidates."""
-    key_image_GE, key_text_GE, id_G = keys
-
-    def draw(student_BE: Tensor, key_GE: Tensor, purpose: str) -> Negatives:
-        return draw_negatives(
-            similarity(student_BE, key_GE) / temperature, batch.image_id_B, id_G,
-            uniform_B=context.uniform(purpose, batch.row_B),
-        )  # fmt: skip
-
-    return draw(image_BE, key_text_GE, "itm text"), draw(text_BE, key_image_GE, "itm image")
 
 
 def opened(ids_BT: Tensor, first_id: int) -> Tensor:

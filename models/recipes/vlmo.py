@@ -70,7 +70,7 @@ from models.blocks.relative_positions import RelativePositions
 from models.objectives.cached import Cached, cache, surrogate
 from models.objectives.gather import gather, longest, mean_over_ranks, pad_columns
 from models.objectives.itc import in_batch_itc, similarity
-from models.objectives.itm import Negatives, Rows, check_scope, draw_negatives, itm_loss
+from models.objectives.itm import Negatives, Rows, check_scope, draw_both, itm_loss
 from models.objectives.mlm import MaskedText, mask_tokens, mlm_loss
 from models.precision import upcast
 from models.recipes.base import ImageOutput, StatelessSystem, TextOutput
@@ -395,13 +395,10 @@ class VlmoModel(nn.Module):
             gather(x) if everywhere else x for x in (image_BE, text_BE, batch.image_id_B)
         )
 
-        def draw(own_BE: Tensor, key_GE: Tensor, purpose: str) -> Negatives:
-            return draw_negatives(
-                scale * similarity(own_BE, key_GE), batch.image_id_B, id_G,
-                uniform_B=context.uniform(purpose, batch.row_B),
-            )  # fmt: skip
-
-        return draw(image_BE, key_text_GE, "itm text"), draw(text_BE, key_image_GE, "itm image")
+        return draw_both(
+            batch, context, image_BE, text_BE, keys=(key_image_GE, key_text_GE, id_G),
+            logits=lambda own_BE, key_GE: scale * similarity(own_BE, key_GE),
+        )  # fmt: skip
 
     def _fuse(
         self,
