@@ -37,10 +37,11 @@ def folder(*, base: str | None = None) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def sweep() -> int:
-    """Removes the folders that killed processes left on this machine; returns how many."""
+def sweep(*, base: str | None = None) -> int:
+    """Removes the folders that killed processes left on this machine (in `TMPDIR`, or `base`); returns how
+    many."""
     swept = 0
-    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for place in Path(base or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.getuid():
             swept += _sweep_one(place)
     return swept

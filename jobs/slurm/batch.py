@@ -1,8 +1,9 @@
 """A job: what every batch script of `slurm/` ends in, `pairmill batch VERB --config x.yaml --option value`.
 
-It reads the options as the command itself does, so that a wrong one costs no start of Ray; starts what the
-command needs over the nodes of the job; passes on that the job is to stop; writes down how it ended; and has
-the job requeued where it is to go on (`jobs.slurm.again`).
+It reads the options as the command itself does, and looks what is left to do, so that a wrong option and a
+finished step cost no start of Ray; starts what the command needs over the nodes of the job; passes on that
+the job is to stop; writes down how it ended; and has the job requeued where it is to go on
+(`jobs.slurm.again`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,27 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jobs import cli
+from jobs import cli, remaining
+from jobs.chain import Step
 from jobs.slurm import again, books, steps, training
 from jobs.slurm.allocation import Allocation, read_allocation
 from jobs.slurm.ray_nodes import RayNodes
 from jobs.verb import Request, Verb
 from models.training.checkpoint import last_complete
+from models.training.stopping import die_with_parent
 from pipeline import manifest
 from pipeline.errors import ConfigError, RunError
 from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
 
 #: seconds between two looks at the command and the signals
 TICK = 0.2
+#: seconds that a command which was told to stop has without its Ray
+LAST = 5.0
 
 
 @dataclass
@@ -67,6 +73,11 @@ class Work:
         kind = "ray" if self.verb.stage else "torch"
         return self.allocation.folder / f"{kind}-{self.allocation.restart}"
 
+    @property
+    def step(self) -> Step:
+        """As a chain of this step alone would have it."""
+        return Step(name=self.name, job=self.name, verb=self.verb, config=self.config, request=self.request)
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code, 75 also where the job was requeued.
@@ -79,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
         allocation = read_allocation()
         cap = again.parse_cap(os.environ.get("PAIRMILL_MAX_RESTARTS", ""))
         name, arguments = argv[0], list(argv[1:])
+        _say(name, f"began: {describe(allocation)}")
         try:
             code, mark, why = _work(name, arguments, allocation, told)
         except ConfigError as error:
@@ -90,8 +102,24 @@ def main(argv: Sequence[str]) -> int:
         )  # fmt: skip
         why = f"{verdict.why} ({why})" if why else verdict.why
         _note(allocation, name, code, requeued=verdict.requeue, why=why, mark=mark, began=began)
-        print(f"batch {name}: {why}", file=sys.stderr, flush=True)
+        follows = "; requeued" if verdict.requeue else f", exit code {verdict.code}"
+        _say(name, f"ended after {time.time() - began:.0f} s: {why}{follows}")
         return _requeue(allocation) if verdict.requeue else verdict.code
+
+
+def describe(allocation: Allocation) -> str:
+    """What SLURM gave this attempt, in words for the log."""
+    memory = f"{allocation.memory / (1 << 30):.3g} GiB" if allocation.memory else "unlimited memory"
+    share = f"{allocation.cpus} CPUs, {allocation.gpus} GPUs, {memory}"
+    where = os.environ.get("SLURM_JOB_NODELIST", "")
+    nodes = f"{allocation.nodes} node{'s' if allocation.nodes > 1 else ''}"
+    return f"job {allocation.name}, attempt {allocation.restart + 1}, {nodes} ({where}), each {share}"
+
+
+def _say(name: str, what: str) -> None:
+    """A line for the job's log, which the attempts of a job share."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"{now} batch {name}: {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -134,18 +162,34 @@ def _run_stage(work: Work) -> int:
     Raises:
         RunError: Ray does not start, or is lost.
     """
-    if work.request.options.ray.address:
+    if work.request.options.ray.address or _nothing_left(work):
         return _attend(work, _start(work))
     told = work.told
     with RayNodes(work.allocation, work.attempt, stopping=lambda: told.to_stop) as nodes:
         driver = _start(work, f"--ray.address={nodes.address}", environment=nodes.environment)
-        return _attend(work, driver, lost=lambda: nodes.is_lost)
+        code = _attend(work, driver, lost=lambda: nodes.is_lost)
+        if code == EXIT_FAILED and nodes.await_loss():
+            raise RunError("Ray was lost on a node of the job")
+        return code
+
+
+def _nothing_left(work: Work) -> bool:
+    """Whether the command will start nothing: its output stands, or it will refuse to touch it."""
+    if getattr(work.config, "dry_run", False):
+        return True
+    try:
+        found = remaining.look(work.step)
+    except ConfigError:
+        return True
+    return found.done and not found.quarantined
 
 
 def _start(work: Work, *more: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [steps.command(), work.name, *work.arguments, *more], env={**os.environ, **(environment or {})}
-    )
+        [steps.command(), work.name, *work.arguments, *more], env={**os.environ, **(environment or {})},
+        # what is left of a job whose batch script was killed must not meet its next attempt
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
 
 
 def _attend(work: Work, process: subprocess.Popen[bytes], *, lost: Any = lambda: False) -> int:
@@ -160,13 +204,21 @@ def _attend(work: Work, process: subprocess.Popen[bytes], *, lost: Any = lambda:
         if work.told.to_stop and not passed_on:
             passed_on = True
             process.send_signal(signal.SIGUSR1)
-        if lost() and not passed_on:
-            process.kill()
-            process.wait()
+        if lost():
+            _end_lost(process, seconds=LAST if passed_on else 0.0)
             raise RunError("Ray was lost on a node of the job")
         time.sleep(TICK)
     known = (0, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED)
     return process.returncode if process.returncode in known else again.CRASHED
+
+
+def _end_lost(process: subprocess.Popen[bytes], *, seconds: float) -> None:
+    """Ends a command that has lost its Ray: it would wait for it for minutes."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _train(work: Work) -> int:
@@ -189,8 +241,9 @@ def _mark(work: Work) -> str:
     if work.name == "train":
         found = last_complete(Path(work.config.output))
         return found.name if found else ""
-    if work.verb.stage and work.request.output:
-        return f"{len(manifest.list_done(work.request.output))} units"
+    if work.verb.stage:
+        folders = [folder for _, folder in remaining.stages_of(work.step)]
+        return f"{sum(len(manifest.list_done(folder)) for folder in folders)} units"
     return ""
 
 

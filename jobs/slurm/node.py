@@ -1,30 +1,39 @@
 """What runs on each node of a job: `pairmill batch node ray FOLDER`, `pairmill batch node torch FILE`.
 
-Started by srun, once a node. The first node of a Ray cluster is its head.
+Started by srun, once a node. The first node of a Ray cluster is its head. Ray's servers are children of a
+`ray start --block`, and the kernel ends them with it, as it ends that with this process: whatever is killed,
+nothing of a job stays on a node.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 from jobs.slurm import offspring, ray_nodes, steps, training
 from jobs.slurm.allocation import free_port, own_address, read_allocation
+from models.training.stopping import die_with_parent
 from pipeline import scratch, storage
 
-#: servers without which a node is no part of a cluster
-SERVERS = frozenset(("raylet", "gcs_server"))
 #: a socket's path may have 107 bytes, of which Ray takes some 70
 LONGEST_TEMPORARY = 30
+#: where there is no short one
+SHORT = "/tmp"
+#: what `ray start` writes into its temporary folder when its servers stand, and what it says meanwhile
+STANDS, SAID = "ray_current_cluster", "start.log"
 PORTS_TRIED = 3
+TICK = 0.2
 EXIT_DONE, EXIT_FAILED = 0, 1
 
 
@@ -40,14 +49,15 @@ def ray_on_node(folder: Path) -> int:
     """Starts Ray's servers, says so, and watches them until SIGTERM; then ends them, and nothing else."""
     offspring.adopt()
     number = read_allocation().node
-    with _told_to_end() as told:
+    with _told_to_end() as told, _temporary_folder() as temporary:
         try:
-            with _temporary_folder() as temporary:
-                started = _start_head(folder, temporary) if number == 0 else _join(folder, told)
-                if not started:
-                    return EXIT_DONE if told else EXIT_FAILED
-                storage.write_bytes(str(folder / f"ready-{number}"), b"")
-                return _watch(told)
+            ray = _head(folder, temporary, told) if number == 0 else _member(folder, temporary, told)
+            if ray is None:
+                return EXIT_DONE if told else EXIT_FAILED
+            storage.write_bytes(str(folder / f"{ray_nodes.READY}{number}"), b"")
+            if (code := _watch(ray, temporary, told)) != EXIT_DONE:
+                storage.write_bytes(str(folder / f"{ray_nodes.LOST}{number}"), b"")
+            return code
         finally:
             offspring.end_all()
 
@@ -67,68 +77,83 @@ def _told_to_end() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """For Ray's sockets and logs: of this job alone, on this node, with a short name."""
-    base = "/tmp" if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else None
+    """For Ray's sockets and logs: of this attempt alone, on this node, with a short name. What killed ones
+    have left on the node goes first."""
+    base = SHORT if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else None
+    scratch.sweep(base=base)
     with scratch.folder(base=base) as folder:
-        try:
-            yield folder
-        finally:
-            offspring.end_all()
+        yield folder
 
 
-def _start_head(folder: Path, temporary: Path) -> bool:
-    """Whether the head stands; its address is in `folder` then."""
+def _head(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Popen[bytes] | None:
+    """The head, once it stands; its address is in `folder` then."""
     for _ in range(PORTS_TRIED):  # somebody may take the port between the look and the start
         address = f"{own_address()}:{free_port()}"
-        words = ["--head", f"--port={address.rpartition(':')[2]}", f"--temp-dir={temporary}"]
-        # no dashboard, and no server for clients outside: each would listen on one more port
-        if _ray_start(folder, [*words, "--include-dashboard=false"]):
+        # no dashboard: it would listen on one more port
+        words = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+        if find_spec("grpc"):
+            # Ray then serves clients outside as well, on port 10001 unless told, which jobs of a node share
+            words.append(f"--ray-client-server-port={free_port()}")
+        if ray := _start(folder, temporary, words, told):
             storage.write_bytes(str(folder / ray_nodes.ADDRESS), address.encode())
-            return True
+            return ray
+        if told:
+            break
         offspring.end_all()
-    return False
+    return None
 
 
-def _join(folder: Path, told: Sequence[int]) -> bool:
-    """Waits for the head's address. Should it never come, the batch script ends this process."""
+def _member(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Popen[bytes] | None:
+    """Joins the head, once its address is there. Should it never come, the batch script ends this process."""
     while not (folder / ray_nodes.ADDRESS).exists():
         if told:
-            return False
-        time.sleep(0.2)
+            return None
+        time.sleep(TICK)
         steps.names(folder)  # network disks remember for a while that a file is not there
-    return _ray_start(folder, [f"--address={(folder / ray_nodes.ADDRESS).read_text()}"])
+    return _start(folder, temporary, [f"--address={(folder / ray_nodes.ADDRESS).read_text()}"], told)
 
 
-def _ray_start(folder: Path, role: Sequence[str]) -> bool:
+def _start(
+    folder: Path, temporary: Path, role: Sequence[str], told: Sequence[int]
+) -> subprocess.Popen[bytes] | None:
+    """`ray start`, once its servers stand; None when they do not come, or this process was told to end."""
     given = json.loads((folder / ray_nodes.SIZES).read_text())
     words = [
         f"--node-ip-address={own_address()}", f"--num-cpus={given['cpus']}", f"--num-gpus={given['gpus']}",
-        f"--object-store-memory={given['store']}", "--disable-usage-stats",
+        f"--object-store-memory={given['store']}", "--disable-usage-stats", f"--temp-dir={temporary}",
         # from the system, so that no two jobs on a node, and no two nodes on a machine, meet
         "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
     memory = [f"--memory={given['memory']}"] if given["memory"] else []
-    done = subprocess.run(
-        [steps.command("ray"), "start", *role, *words, *memory],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        print(f"ray start ended with {done.returncode}:\n{done.stdout[-4000:]}", file=sys.stderr, flush=True)
-    return done.returncode == 0
+    with (temporary / SAID).open("wb") as said:
+        ray = subprocess.Popen(
+            [steps.command("ray"), "start", "--block", *role, *words, *memory],
+            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )  # fmt: skip
+    while not (temporary / STANDS).exists():
+        if told:
+            return None
+        if ray.poll() is not None:
+            _say(f"ray start ended with {ray.returncode}", temporary)
+            return None
+        time.sleep(TICK)
+    return ray
 
 
-def _watch(told: Sequence[int]) -> int:
-    """Until this process is told to end (0), or one of Ray's servers has ended (1)."""
-    servers = {pid: name for pid, name in offspring.below().items() if name in SERVERS}
-    assert servers, offspring.below()
+def _watch(ray: subprocess.Popen[bytes], temporary: Path, told: Sequence[int]) -> int:
+    """Until this process is told to end (0), or one of Ray's servers has ended, and so `ray start` (1)."""
     while not told:
         offspring.reap()
-        for pid, name in servers.items():
-            if not Path(f"/proc/{pid}").exists() and not told:
-                print(f"Ray's {name} has ended on this node", file=sys.stderr, flush=True)
-                return EXIT_FAILED
-        time.sleep(0.5)
+        if ray.poll() is not None and not told:
+            _say("Ray has ended", temporary)
+            return EXIT_FAILED
+        time.sleep(TICK)
     return EXIT_DONE
+
+
+def _say(what: str, temporary: Path) -> None:
+    """Tells the job's log; of what Ray said, the end, where it gives the reason."""
+    text = (temporary / SAID).read_text(errors="replace")[-4000:].strip()
+    node = os.environ.get("SLURMD_NODENAME", "this node")
+    print(f"{what} on {node}; it said:\n{text}", file=sys.stderr, flush=True)
