@@ -1,124 +1,108 @@
-"""How far a chain or an output folder is: `pairmill status chain.yaml`, `pairmill status images shards`."""
+"""How far a chain or an output folder is: `pairmill status chain.yaml`, `pairmill status images shards`.
+
+Manifests and pulses tell what is done and under way, here or in a job; where the chain was submitted, SLURM
+and the run folder tell what its jobs do. Nothing is changed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.chain import Step, load_chain
-from pipeline import commit, manifest, storage
+from jobs import standing
+from jobs.chain import load_chain, read_outline
+from jobs.progress_table import Line, Screen, as_json, join, render
+from jobs.run import parse_plain, part, split_overrides, take_variables
+from jobs.slurm import knowledge
+from jobs.slurm.knowledge import Jobs
+from jobs.slurm.submission import default_run_folder
+from models.training import rundir
+from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.stage import Counts
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """One line of the table.
-
-    failed: quarantined units. pending: units whose replacement a crash has interrupted. merged: share of the
-    manifests that `compact` has merged, 0 to 1.
-    """
-
-    name: str
-    done: int = 0
-    total: int = 0
-    failed: int = 0
-    pending: int = 0
-    merged: float = 0.0
-    counts: Counts | None = None
-    remark: str = ""
-
-    @property
-    def word(self) -> str:
-        if self.remark:
-            return self.remark
-        if not self.total:
-            return "not started"
-        if self.pending:
-            return "interrupted"
-        if self.done == self.total:
-            return "done"
-        return "failed units" if self.failed else "partial"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints one line a step; returns 0."""
+    """Prints how far each step is; returns 0."""
     parser = argparse.ArgumentParser(
-        prog="pairmill status", description="Show how far a chain, or each of some output folders, is."
+        prog="pairmill status",
+        allow_abbrev=False,
+        description="Show how far a chain, or each of some output folders, is, and what its jobs do.",
+        epilog="--STEP.option value and --set.NAME value, as `pairmill run` was given them.",
     )
     parser.add_argument("place", nargs="+", help="a chain's YAML file, or output folders")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="variable of the chain"
     )
-    known = parser.parse_args(list(argv))
+    parser.add_argument(
+        "--run_dir",
+        "--run-dir",
+        metavar="FOLDER",
+        help="run folder of `pairmill submit`; by default ROOT/slurm",
+    )
+    parser.add_argument("--json", action="store_true", help="print the same as JSON, for scripts")
+    plain, dotted = part(argv)
+    known = parse_plain(parser, plain)
     wrong = [word for word in known.set if "=" not in word]
     if wrong:
         raise ConfigError(f"--set {wrong[0]!r} must be NAME=VALUE, such as root=demo-run")
-    print(render(collect(known.place, dict(word.split("=", 1) for word in known.set))))
+    overrides = split_overrides(dotted)
+    variables = {**dict(word.split("=", 1) for word in known.set), **take_variables(overrides)}
+    screens = collect(known.place, variables, overrides=overrides, run=known.run_dir)
+    if known.json:
+        print(json.dumps(as_json(screens), indent=1, ensure_ascii=False))
+    else:
+        print("\n\n".join(render(screen) for screen in screens))
     return 0
 
 
-def collect(places: Sequence[str], variables: dict[str, str]) -> list[State]:
-    found = []
+def collect(
+    places: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    *,
+    overrides: Mapping[str, Sequence[str]] | None = None,
+    run: str | None = None,
+) -> list[Screen]:
+    """A screen for each chain, and one for all folders.
+
+    Args:
+        variables: values for `{name}` in chains.
+        overrides: step -> options, as `load_chain` takes them.
+        run: the run folder; by default the one below the root of each chain.
+
+    Raises:
+        ConfigError: a chain that cannot be read.
+    """
+    screens, folders = [], []
     for place in places:
         if place.endswith((".yaml", ".yml")):
-            found += [_state_of_step(step) for step in load_chain(place, variables=variables)]
+            screens.append(_chain(place, variables or {}, overrides or {}, run))
         else:
-            found.append(state_of(storage.basename(place), place))
-    return found
+            folders.append(Line(standing=(found := _folder(place)), word=found.word))
+    return [*screens, *([Screen(lines=folders)] if folders else [])]
 
 
-def _state_of_step(step: Step) -> State:
-    if step.verb.stage:
-        return state_of(step.name, step.output)
-    if step.job == "train":
-        return State(name=step.name, remark=training_remark(Path(step.output)))
-    return State(
-        name=step.name, remark="-"
-    )  # an evaluation or a report: made anew whenever its inputs change
+def _chain(
+    path: str, variables: Mapping[str, str], overrides: Mapping[str, Sequence[str]], run: str | None
+) -> Screen:
+    steps = load_chain(path, variables=variables, overrides=overrides)
+    folder = Path(run).absolute() if run else _run_folder(read_outline(path, variables=variables).root)
+    jobs = knowledge.look(folder) if folder is not None else Jobs(run=Path())
+    lines = [join(standing.of_step(step, jobs.lives), jobs) for step in steps]
+    return Screen(lines=lines, chain=path, run=folder if jobs.all else None, silent=jobs.silent)
 
 
-def training_remark(run: Path) -> str:
-    """`done`, `not started`, or the last step that was logged."""
-    if not (run / "run.json").is_file():
-        return "not started"
-    if json.loads((run / "run.json").read_text())["state"] == "finished":
-        return "done"
-    metrics = run / "metrics.jsonl"
-    rows = metrics.read_text().splitlines() if metrics.is_file() else []
-    return f"at step {json.loads(rows[-1])['step']:,}" if rows else "started"
+def _run_folder(root: str) -> Path | None:
+    """None where the chain's root is no local folder: it was submitted with `--run_dir`, or not at all."""
+    try:
+        return default_run_folder(root)
+    except ConfigError:
+        return None
 
 
-def state_of(name: str, output: str) -> State:
-    """The state of one output folder."""
-    total = len(manifest.read_units(output))
-    done = manifest.list_done(output)
-    failed = manifest.list_quarantined(output) - done.keys()
-    pending = storage.list_folders(commit.pending_folder(output))
-    return State(
-        name=name,
-        done=len(done),
-        total=total,
-        failed=len(failed),
-        pending=sum(storage.exists(storage.join(url, commit.INTENT)) for url in pending),
-        merged=sum(d.compacted is not None for d in done.values()) / (len(done) or 1),
-        counts=manifest.total_counts(manifest.iter_all(output)),
-    )
-
-
-def render(states: Sequence[State]) -> str:
-    """The table as text."""
-    rows: list[tuple[str, ...]] = [("step", "state", "units", "failed", "in", "out", "dropped for")]
-    for s in states:
-        counts = s.counts or Counts()
-        reasons = ", ".join(f"{k} {v:,}" for k, v in counts.dropped.most_common(4))
-        reasons += f"  ({s.pending} replacements interrupted: run it again)" if s.pending else ""
-        reasons += f"  ({s.merged:.0%} of the manifests compacted)" if s.merged else ""
-        units = f"{s.done}/{s.total}" if s.total else "-"
-        numbers = [f"{n:,}" if s.done else "-" for n in (counts.taken, counts.kept)]
-        rows.append((s.name, s.word, units, str(s.failed or "-"), *numbers, reasons))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+def _folder(place: str) -> standing.Standing:
+    name = storage.basename(place)
+    if storage.is_local(place) and rundir.read_record(storage.local_path(place)) is not None:
+        return standing.of_training(name, storage.local_path(place))
+    return standing.of_folder(name, place)

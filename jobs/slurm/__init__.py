@@ -11,6 +11,8 @@ offspring    the processes that this one started, all of them and no other
 options      options of sbatch that a chain may name
 submission   which jobs a chain comes to
 queue        squeue, sacct, scancel
+knowledge    what SLURM and the run folder together know of the jobs of a chain
+wording      the same in a few words
 lineage      which step reads what another one writes
 scripts      where the batch scripts lie
 """

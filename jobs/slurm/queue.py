@@ -208,7 +208,11 @@ def _nodes(text: str) -> str:
 def _said(done: subprocess.CompletedProcess[str]) -> str:
     """What a command of SLURM said was wrong: its last line, which is why it gave up."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("squeue: ") if lines else f"it ended with exit code {done.returncode}"
+    return (
+        lines[-1].removeprefix("squeue: ").removeprefix("slurm_load_jobs error: ")
+        if lines
+        else f"it ended with exit code {done.returncode}"
+    )
 
 
 def _run(name: str, *words: str, required: bool = True) -> subprocess.CompletedProcess[str]:

@@ -67,6 +67,8 @@ class Trainer:
         self.data = open_data(config, self.folder, is_main=processes.is_main, barrier=processes.barrier)
         self.plan = self.data.plan
         self.steps = config.steps or self.plan.steps(config.epochs or 0)
+        if processes.is_main:
+            rundir.note_steps(self.folder, self.steps)
         self.tokenizer = self._tokenizer()
         resolved = resolve_model_config(config, self.tokenizer)
         torch.manual_seed(config.seed)  # the same initial weights in every process

@@ -12,8 +12,9 @@ import yaml
 
 from jobs import cli
 from jobs.chain import choose, load_chain, run_chain
+from jobs.progress_table import render
 from jobs.run import split_overrides
-from jobs.status import collect, render, training_remark
+from jobs.status import collect
 from jobs.verb import Request, Verb
 from pipeline import manifest
 from pipeline.errors import ConfigError
@@ -150,10 +151,9 @@ def test_chain_runs_from_only_and_resumes(
     calls.clear()
     assert cli.main(["run", path, "--only", "first"]) == 0
     assert len(calls) == 1
-    lines = render(collect([path], {})).splitlines()
-    assert [line.split()[0] for line in lines] == ["step", "first", "pack", "last"]
-    assert "2/2" in lines[2]
-    assert "done" in lines[2]
+    (screen,) = collect([path])
+    assert [line.standing.name for line in screen.lines] == ["first", "pack", "last"]
+    assert "pack   done         2/2" in render(screen)
 
 
 def test_chain_stops_at_a_failing_step(calls: list[tuple[Options, Request]], tmp_path: Path) -> None:
@@ -192,16 +192,6 @@ def test_yaml_tags_do_not_execute(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="YAML"):
         load_chain(str(path))
     assert not (tmp_path / "owned").exists()
-
-
-def test_status_of_a_training_run(tmp_path: Path) -> None:
-    assert training_remark(tmp_path) == "not started"
-    (tmp_path / "run.json").write_text('{"state": "running"}')
-    assert training_remark(tmp_path) == "started"
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 1200}\n')
-    assert training_remark(tmp_path) == "at step 1,200"
-    (tmp_path / "run.json").write_text('{"state": "finished"}')
-    assert training_remark(tmp_path) == "done"
 
 
 def test_overrides_of_steps() -> None:
