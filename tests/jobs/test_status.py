@@ -18,8 +18,8 @@ from jobs.slurm import books, knowledge, queue
 from jobs.slurm.books import End, Submitted
 from jobs.slurm.queue import JobState, QueueError
 from jobs.status import collect
-from pipeline import commit, manifest, pulse, storage
-from pipeline.stage import Unit
+from pipeline import commit, pulse, storage
+from tests.jobs.status_world import folder_of
 
 CHAIN = """
 root: {root}
@@ -52,19 +52,6 @@ def slurm_says(monkeypatch: pytest.MonkeyPatch) -> Say:
 
     monkeypatch.setattr(queue, "ask", absent)
     return lambda states: monkeypatch.setattr(queue, "ask", lambda ids: {s.job: s for s in states})
-
-
-def _folder(output: Path, *, total: int, done: int, quarantined: int = 0) -> str:
-    """An output folder as a stage would leave it, without its parts."""
-    units = [Unit(number=number, source={"n": number}, inputs=()) for number in range(total)]
-    manifest.write_units(str(output), units)
-    counts = {"in": 10, "out": 7, "dropped": {"timeout": 2, "opt_out": 1}}
-    for number in range(done):
-        record = {"stage": "crawl", "unit": number, "digest": "d" * 16, "files": {}, "counts": counts}
-        manifest.write(str(output), record)
-    for number in range(total - quarantined, total):
-        storage.write_bytes(manifest.quarantine_url(str(output), number), b"{}")
-    return str(output)
 
 
 def _run_under_way(output: Path, **changes: Any) -> None:
@@ -119,24 +106,24 @@ def _crawl(root: Path) -> tuple[str, str]:
     ],
 )
 def test_what_a_folder_alone_tells(tmp_path: Path, folder: Mapping[str, int], word: str) -> None:
-    _folder(tmp_path / "images", **folder)
+    folder_of(tmp_path / "images", **folder)
     assert _crawl(tmp_path) == (word, "")
 
 
 def test_a_quarantined_unit_that_is_allowed_is_reported(chain: str, tmp_path: Path) -> None:
-    _folder(tmp_path / "images", total=3, done=2, quarantined=1)
+    folder_of(tmp_path / "images", total=3, done=2, quarantined=1)
     assert "crawl: 1 unit quarantined, 1 allowed" in render(collect([chain])[0])
 
 
 def test_an_interrupted_replacement(tmp_path: Path) -> None:
-    output = _folder(tmp_path / "images", total=1, done=1)
-    storage.write_bytes(storage.join(commit.pending_folder(output), "00000000-x", commit.INTENT), b"{}")
+    output = folder_of(tmp_path / "images", total=1, done=1)
+    storage.write_bytes(storage.join(commit.pendingfolder_of(output), "00000000-x", commit.INTENT), b"{}")
     (screen,) = collect([output])
     assert screen.lines[0].word == "interrupted"
 
 
 def test_a_run_under_way_without_slurm(chain: str, tmp_path: Path) -> None:
-    _folder(tmp_path / "images", total=40, done=10)
+    folder_of(tmp_path / "images", total=40, done=10)
     _run_under_way(tmp_path / "images", failed=2, quarantined=1)
     (screen,) = collect([chain])
     found = screen.lines[1].standing
@@ -149,7 +136,7 @@ def test_a_run_under_way_without_slurm(chain: str, tmp_path: Path) -> None:
 
 def test_tasks_of_an_array_add_up_and_two_runs_of_the_same_do_not(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    output = _folder(images, total=40, done=40)
+    output = folder_of(images, total=40, done=40)
     for task in ("0/2", "1/2"):
         _run_under_way(images, units=25, task=task)
     _run_under_way(images, units=25, task="1/2", job="9")
@@ -159,14 +146,14 @@ def test_tasks_of_an_array_add_up_and_two_runs_of_the_same_do_not(tmp_path: Path
 
 
 def test_a_part_of_a_step_of_several_stages(chain: str, tmp_path: Path) -> None:
-    _folder(tmp_path / "columns/dedup/_sketch", total=4, done=4)
+    folder_of(tmp_path / "columns/dedup/_sketch", total=4, done=4)
     assert _cells(chain, "dedup") == ("stopped", "")
-    _folder(tmp_path / "columns/dedup/_resolve", total=8, done=2)
+    folder_of(tmp_path / "columns/dedup/_resolve", total=8, done=2)
     _run_under_way(tmp_path / "columns/dedup/_resolve")
     (screen,) = collect([chain])
     assert screen.lines[2].word == "running"
     assert "2/8 resolve" in render(screen)
-    _folder(tmp_path / "columns/dedup", total=4, done=4)
+    folder_of(tmp_path / "columns/dedup", total=4, done=4)
     assert _cells(chain, "dedup")[0] == "done"
 
 
@@ -278,7 +265,7 @@ def test_the_tasks_of_an_array_in_one_cell(tmp_path: Path, slurm_says: Say) -> N
     slurm_says([after, *(_state(f"17_{n}", "COMPLETED") for n in range(5))])
     assert _crawl(tmp_path) == ("waiting", "17 (5 tasks): 5 done; then 22 waits: Priority")
     slurm_says([_state("22", "COMPLETED"), *(_state(f"17_{n}", "COMPLETED") for n in range(5))])
-    _folder(tmp_path / "images", total=3, done=3)
+    folder_of(tmp_path / "images", total=3, done=3)
     assert _crawl(tmp_path) == ("done", "17 (5 tasks): 5 done")
 
 
@@ -287,7 +274,7 @@ def test_a_slurm_that_does_not_answer(chain: str, tmp_path: Path) -> None:
     run = tmp_path / "slurm"
     for step, job in (("discover", 16), ("crawl", 17), ("dedup", 18), ("pack", 19), ("albef", 20)):
         _submitted(run, step, job)
-    _folder(tmp_path / "candidates", total=1, done=1)
+    folder_of(tmp_path / "candidates", total=1, done=1)
     _ended(run, "16", 0)
     _ended(run, "17", 75, requeued=True)
     _ended(run, "17", 1, restart=1)
@@ -312,7 +299,7 @@ def test_without_jobs_slurm_is_not_asked(chain: str) -> None:
 def test_a_pulse_of_a_job_that_has_ended_counts_for_nothing(tmp_path: Path, slurm_says: Say) -> None:
     run = tmp_path / "slurm"
     _submitted(run, "crawl", 17)
-    _folder(tmp_path / "images", total=40, done=10)
+    folder_of(tmp_path / "images", total=40, done=10)
     _run_under_way(tmp_path / "images", job="17", restart=0)
     slurm_says([_state("17", "NODE_FAIL", nodes="n1", elapsed=60)])
     assert _crawl(tmp_path) == ("failed", "17 NODE_FAIL after 0:01:00")
@@ -326,7 +313,7 @@ def test_a_pulse_of_a_job_that_has_ended_counts_for_nothing(tmp_path: Path, slur
 def test_what_is_done_since_is_done(chain: str, tmp_path: Path, slurm_says: Say) -> None:
     """A job has failed, and somebody ran the step by hand."""
     _submitted(tmp_path / "slurm", "crawl", 17)
-    _folder(tmp_path / "images", total=2, done=2)
+    folder_of(tmp_path / "images", total=2, done=2)
     slurm_says([_state("17", "FAILED", exit="1:0", elapsed=1)])
     assert _cells(chain, "crawl") == ("done", "17 exit code 1 after 0:00:01")
     assert "log" not in render(collect([chain])[0])
@@ -334,7 +321,7 @@ def test_what_is_done_since_is_done(chain: str, tmp_path: Path, slurm_says: Say)
 
 def test_the_command(chain: str, tmp_path: Path, slurm_says: Say, capsys: pytest.CaptureFixture[str]) -> None:
     elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
-    _folder(elsewhere / "candidates", total=2, done=1)
+    folder_of(elsewhere / "candidates", total=2, done=1)
     _run_under_way(elsewhere / "candidates")
     _submitted(run, "discover", 16)
     slurm_says([_state("16", "RUNNING", nodes="n1", elapsed=5)])
@@ -372,7 +359,7 @@ def test_bad_configuration(
 
 def test_a_usual_chain_fits_a_screen(chain: str, tmp_path: Path, slurm_says: Say) -> None:
     run = tmp_path / "slurm"
-    _folder(tmp_path / "images", total=1200, done=412)
+    folder_of(tmp_path / "images", total=1200, done=412)
     _run_under_way(tmp_path / "images", failed=2)
     for step, job, after in (("discover", 116, ()), ("crawl", 117, (116,)), ("pack", 118, (117,))):
         _submitted(run, step, job, after=after)
