@@ -10,8 +10,10 @@ unset SLURM_EXPORT_ENV
 
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ -f $here/site.sh ]]; then
+  set +u # modules and conda use variables that nobody has set
   # shellcheck source=site.example.sh
   source "$here/site.sh"
+  set -u
 fi
 
 if ! command -v pairmill >/dev/null; then

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def ray_on_node(folder: Path) -> int:
     """Starts Ray's servers, says so, and watches them until SIGTERM; then ends them, and nothing else."""
     offspring.adopt()
-    number = read_allocation().node
+    number, patience = read_allocation().node, offspring.PATIENCE
     with _told_to_end() as told, _temporary_folder() as temporary:
         try:
             ray = _head(folder, temporary, told) if number == 0 else _member(folder, temporary, told)
@@ -57,9 +57,10 @@ def ray_on_node(folder: Path) -> int:
             storage.write_bytes(str(folder / f"{ray_nodes.READY}{number}"), b"")
             if (code := _watch(ray, temporary, told)) != EXIT_DONE:
                 storage.write_bytes(str(folder / f"{ray_nodes.LOST}{number}"), b"")
+                patience = 0.0  # workers without their servers have nothing to end in peace
             return code
         finally:
-            offspring.end_all()
+            offspring.end_all(seconds=patience)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+#: seconds that processes have to end when they are asked
+PATIENCE = 5.0
 
 
 def adopt() -> None:
@@ -60,7 +62,7 @@ def reap() -> None:
             pass
 
 
-def end_all(*, seconds: float = 10.0) -> int:
+def end_all(*, seconds: float = PATIENCE) -> int:
     """Ends everything below this process: SIGTERM, SIGKILL for what is left; returns how many those were."""
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
         left = below()

@@ -1,4 +1,5 @@
-"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd of one folder.
+"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd of one folder. Jobs of the
+partition `urgent` displace those of `main`, which SLURM then requeues.
 
 Its sockets, ports and books are its own, so it meets no other SLURM of the machine, nor another one of these.
 Needs root and Debian's slurm-wlm and munge. Commands find it by SLURM_CONF.
@@ -52,11 +53,14 @@ MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 KillWait={kill_wait}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmdTimeout=20
 MinJobAge=3600
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=262144 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=262144 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 State=UP
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 State=UP
 """
 
 
@@ -185,7 +189,7 @@ def _start_daemons(cluster: Cluster) -> None:
     _daemon(cluster, folder / "slurmctld.pid", "slurmctld", "-f", conf)
     for node in NODES:
         start_node(cluster, node)
-    cluster.until(lambda: sorted(cluster.command("sinfo", "-h", "-N", "-o", "%N %t").split("\n")) == [
+    cluster.until(lambda: sorted(cluster.command("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").split("\n")) == [
         f"{node} idle" for node in NODES
     ], 30, "both nodes to be idle")  # fmt: skip
 
