@@ -117,7 +117,7 @@ def test_a_quarantined_unit_that_is_allowed_is_reported(chain: str, tmp_path: Pa
 
 def test_an_interrupted_replacement(tmp_path: Path) -> None:
     output = folder_of(tmp_path / "images", total=1, done=1)
-    storage.write_bytes(storage.join(commit.pendingfolder_of(output), "00000000-x", commit.INTENT), b"{}")
+    storage.write_bytes(storage.join(commit.pending_folder(output), "00000000-x", commit.INTENT), b"{}")
     (screen,) = collect([output])
     assert screen.lines[0].word == "interrupted"
 
