@@ -119,10 +119,12 @@ def _check_view(folder: str) -> None:
 
 def run(config: TrainConfig, request: Request) -> int:
     try:
-        return verdicts.write(train(config, overwrite=request.options.overwrite))
-    except ConfigError:
-        verdicts.write(EXIT_CONFIG)
+        code = train(config, overwrite=request.options.overwrite)
+    except ConfigError as error:
+        verdicts.tell(EXIT_CONFIG, str(error))
         raise
+    verdicts.tell(code)
+    return verdicts.exit_code(code)
 
 
 #: published settings, for `--config NAME`

@@ -1,10 +1,13 @@
-"""Whether a job goes on in a requeued one.
+"""Whether a job that ended goes on in a requeued one.
 
-* A command that was stopped by USR1 (time runs out, preemption) has saved and goes on.
+* A command that was stopped by USR1 (time runs out, preemption) has saved and goes on; likewise one that
+  SLURM ends because its time is over.
 * One that told an error (1: units failed; 2: configuration) would tell it again.
 * One that crashed (a process killed, a node lost, Ray gone) goes on, unless it crashed three times where it
   was: the work has not got any further, so the cause lies in the work.
-* One that was told to end by SIGTERM alone was cancelled, or SLURM itself requeues it.
+* One that SLURM ends for another reason was cancelled, or SLURM itself requeues it. Requeued by us, a
+  cancelled job would come back.
+* One that stopped though the job was told nothing was asked by a person: a file STOP, a signal to it alone.
 """
 
 from __future__ import annotations
@@ -37,16 +40,26 @@ class Verdict:
     why: str
 
 
-def judge(code: int, *, cancelled: bool, restart: int, cap: int, mark: str, before: Sequence[End]) -> Verdict:
+def judge(
+    code: int,
+    *,
+    cancelled: bool,
+    restart: int,
+    cap: int,
+    mark: str,
+    before: Sequence[End],
+    told: bool = True,
+) -> Verdict:
     """What follows from how a command ended.
 
     Args:
         code: 0, 1, 2, 75 or CRASHED.
-        cancelled: it was stopped by SIGTERM, without USR1.
+        cancelled: SLURM ends the job, and not because its time is over.
         restart: how often this job was requeued.
         cap: it may be requeued so often.
         mark: how far the work is.
         before: how the earlier attempts at this job ended.
+        told: the job was sent a signal.
     """
     if code == EXIT_DONE:
         return Verdict(requeue=False, code=code, why="done")
@@ -54,9 +67,14 @@ def judge(code: int, *, cancelled: bool, restart: int, cap: int, mark: str, befo
         return Verdict(requeue=False, code=code, why="failed: the log says why")
     if cancelled:
         return Verdict(requeue=False, code=EXIT_STOPPED, why="told to end; what is done stays")
+    if code == EXIT_STOPPED and not told:
+        why = "stopped by a file STOP, or by a signal to the command alone; submit it again to go on"
+        return Verdict(requeue=False, code=code, why=why)
     end_code = EXIT_STOPPED if code == EXIT_STOPPED else EXIT_FAILED
     if restart >= cap:
-        return Verdict(requeue=False, code=end_code, why=f"requeued {restart} times, which is the limit")
+        what = "stopped by a signal, saved" if code == EXIT_STOPPED else "crashed"
+        why = f"{what}; requeued {restart} times, which is the limit: submit it again to go on"
+        return Verdict(requeue=False, code=end_code, why=why)
     if code == EXIT_STOPPED:
         return Verdict(requeue=True, code=code, why="stopped by a signal, saved; goes on")
     crashes = 1

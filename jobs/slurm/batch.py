@@ -21,20 +21,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jobs import cli, remaining
+from jobs import cli, remaining, train
 from jobs.chain import Step
-from jobs.slurm import again, books, steps, training
+from jobs.slurm import again, books, queue, steps, training
 from jobs.slurm.allocation import Allocation, read_allocation
 from jobs.slurm.ray_nodes import RayNodes
 from jobs.verb import Request, Verb
 from models.training.checkpoint import last_complete
-from models.training.stopping import die_with_parent
+from models.training.stopping import STOP, die_with_parent
 from pipeline import manifest
 from pipeline.errors import ConfigError, RunError
-from pipeline.summary import EXIT_CONFIG, EXIT_FAILED, EXIT_STOPPED
+from pipeline.summary import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
 #: seconds between two looks at the command and the signals
 TICK = 0.2
+#: a controller that is just being restarted answers a little later
+REQUEUE_TRIED, REQUEUE_PAUSE = 4, 15.0
 #: seconds that a command which was told to stop has without its Ray
 LAST = 5.0
 
@@ -50,9 +52,14 @@ class Told:
         return bool(self.numbers)
 
     @property
-    def cancelled(self) -> bool:
-        """Ended from outside, and not for lack of time: SLURM itself says whether it runs again."""
-        return self.to_stop and signal.SIGUSR1 not in self.numbers
+    def warned(self) -> bool:
+        """That time runs out, or that others need the nodes."""
+        return signal.SIGUSR1 in self.numbers
+
+    @property
+    def ended(self) -> bool:
+        """Others than USR1: SLURM ends the job, or somebody asks it to end."""
+        return any(number != signal.SIGUSR1 for number in self.numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +104,18 @@ def main(argv: Sequence[str]) -> int:
             _note(allocation, name, EXIT_CONFIG, requeued=False, why=str(error), mark="", began=began)
             raise
         verdict = again.judge(
-            code, cancelled=told.cancelled, restart=allocation.restart, cap=cap, mark=mark,
-            before=books.read_ends(allocation.run, allocation.name),
+            code, told=told.to_stop, cancelled=_is_cancelled(allocation, told), restart=allocation.restart,
+            cap=cap, mark=mark, before=books.read_ends(allocation.run, allocation.name),
         )  # fmt: skip
         why = f"{verdict.why} ({why})" if why else verdict.why
         _note(allocation, name, code, requeued=verdict.requeue, why=why, mark=mark, began=began)
         follows = "; requeued" if verdict.requeue else f", exit code {verdict.code}"
         _say(name, f"ended after {time.time() - began:.0f} s: {why}{follows}")
-        return _requeue(allocation) if verdict.requeue else verdict.code
+        if verdict.requeue and not _requeue(allocation):
+            why = f"{why}; SLURM did not requeue it: submit it again"
+            _note(allocation, name, code, requeued=False, why=why, mark=mark, began=began)
+        # had it been refused, the job has failed, and so has whatever waits for it
+        return EXIT_STOPPED if verdict.requeue else verdict.code
 
 
 def describe(allocation: Allocation) -> str:
@@ -134,6 +145,17 @@ def _listening() -> Iterator[Told]:
     yield told
 
 
+def _is_cancelled(allocation: Allocation, told: Told) -> bool:
+    """Whether the job is ended for another reason than its time: only SLURM knows."""
+    if not told.ended:
+        return False
+    try:
+        states = queue.ask([allocation.job]).values()
+    except queue.QueueError:
+        return not told.warned
+    return all(state.reason != "TimeLimit" for state in states)
+
+
 def _work(name: str, arguments: list[str], allocation: Allocation, told: Told) -> tuple[int, str, str]:
     """(exit code, how far the work is, what went wrong with the job itself)."""
     if name not in cli.VERBS or name in cli.POSITIONAL:
@@ -147,13 +169,13 @@ def _work(name: str, arguments: list[str], allocation: Allocation, told: Told) -
         told=told,
     )  # fmt: skip
     try:
-        if verb.stage:
-            code = _run_stage(work)
+        if name == "train":
+            code, why = _train(work)
         else:
-            code = _train(work) if name == "train" else _attend(work, _start(work))
+            code, why = _run_stage(work) if verb.stage else _attend(work, _start(work)), ""
     except RunError as error:
         return (EXIT_STOPPED if told.to_stop else again.CRASHED), _mark(work), str(error)
-    return code, _mark(work), ""
+    return code, _mark(work), why
 
 
 def _run_stage(work: Work) -> int:
@@ -221,19 +243,31 @@ def _end_lost(process: subprocess.Popen[bytes], *, seconds: float) -> None:
         process.wait()
 
 
-def _train(work: Work) -> int:
-    """By torchrun on all nodes; it is told to stop by a file, since signals would end torchrun and srun."""
-    config, stop = work.config, Path(work.config.output) / "STOP"
+def _train(work: Work) -> tuple[int, str]:
+    """By torchrun on all nodes, which is told to stop by a file, since signals would end torchrun and srun.
+    Returns the exit code and what the processes told.
+
+    Raises:
+        ConfigError: as `pairmill train`, and the processes cannot be spread over the nodes.
+    """
+    config, told = work.config, work.told
+    if train.is_done(config, overwrite=work.request.options.overwrite):
+        return EXIT_DONE, f"{config.output} is finished already"
+    if told.to_stop:
+        return EXIT_STOPPED, "nothing was begun"
     step = training.start(config, work.arguments, work.allocation, work.attempt)
+    stop = Path(config.output) / STOP
     try:
         while step.poll() is None:
             # again and again: a run that is about to start takes away what an earlier one was told
-            if work.told.to_stop and stop.parent.is_dir():
+            if told.to_stop and stop.parent.is_dir():
                 stop.touch()
             time.sleep(TICK)
     finally:
-        steps.end(step)
-    return training.outcome(work.attempt, config, work.allocation)
+        code = steps.end(step)
+        if told.to_stop:
+            stop.unlink(missing_ok=True)
+    return training.outcome(work.attempt, config, work.allocation, ended=code)
 
 
 def _mark(work: Work) -> str:
@@ -257,15 +291,15 @@ def _note(
     books.note_end(allocation.run, end)
 
 
-def _requeue(allocation: Allocation) -> int:
-    """Puts this job back into the queue; SLURM then ends this process. 75 in any case: had it been refused,
-    the job has failed, and so has whatever waits for it."""
-    done = subprocess.run(
-        ["scontrol", "requeue", str(allocation.job)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        print(
-            f"batch: SLURM did not requeue job {allocation.job}: {done.stderr.strip()}; submit it again",
-            file=sys.stderr,
+def _requeue(allocation: Allocation) -> bool:
+    """Puts this job back into the queue; SLURM then ends this process. Whether SLURM did it."""
+    for left in reversed(range(REQUEUE_TRIED)):
+        done = subprocess.run(
+            ["scontrol", "requeue", str(allocation.job)], capture_output=True, text=True, check=False
         )
-    return EXIT_STOPPED
+        if not done.returncode:
+            return True
+        _say("job", f"SLURM did not requeue {allocation.job}: {done.stderr.strip()}")
+        if left:
+            time.sleep(REQUEUE_PAUSE)
+    return False

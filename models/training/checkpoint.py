@@ -23,6 +23,8 @@ from typing import Any
 
 from models.training.stopping import LocalError
 
+#: in torch's errors when it cannot write a file; those of the connections are of the same type
+FROM_WRITING = ("inline_container", "PytorchStreamWriter", "Parent directory")
 COMPLETE = "COMPLETE"
 PREFIX = "step_"
 
@@ -96,6 +98,8 @@ def save(
     try:
         return _save(run, step, meta, write_parts, is_main, barrier, keep)
     except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not any(word in str(error) for word in FROM_WRITING):
+            raise  # a lost connection to another process: nothing is wrong with the disk
         raise LocalError(
             f"step {step} could not be saved into {run}: {error}; the checkpoints before it stand: make "
             "room and start again to go on"

@@ -32,6 +32,7 @@ from typing import Any, TextIO
 import yaml
 
 from models.training.config import TrainConfig, digest, shareable
+from models.training.stopping import STOP
 from pipeline import storage
 from pipeline.settings import differences, semantic_config
 
@@ -52,7 +53,7 @@ def prepare_run(config: TrainConfig, *, inputs: Sequence[str], overwrite: bool =
         ValueError: the folder holds a run of another configuration; says what differs.
     """
     folder = Path(config.output)
-    (folder / "STOP").unlink(missing_ok=True)
+    (folder / STOP).unlink(missing_ok=True)
     if refuse_another(config, inputs=inputs, overwrite=overwrite):
         clear_run(folder)
     if is_finished(config, inputs=inputs):
@@ -141,7 +142,7 @@ def clear_run(folder: Path) -> None:
     """Removes what a run wrote, and nothing else."""
     for name in ("checkpoints", "tokenizer", "tensorboard", "model", "eval", "indexes", *VALIDATED, "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "config.yaml", "counts.json", "run.json", "wandb.json", "STOP"):
+    for name in ("metrics.jsonl", "config.yaml", "counts.json", "run.json", "wandb.json", STOP):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -12,6 +12,8 @@ EXIT_DONE, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 #: of a process that something unforeseen has ended, such as a lost connection to another (EX_SOFTWARE); the
 #: command says 1 then, but a batch job that ended so may go on from the last checkpoint
 EXIT_CRASHED = 70
+#: put into the run folder by anybody: the run saves and stops
+STOP = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -32,7 +34,7 @@ class StopRequest:
     """
 
     def __init__(self, run: Path, *, listen: bool = True, look: bool = True) -> None:
-        self.file = run / "STOP"
+        self.file = run / STOP
         self.look = look
         self.signalled = False
         for number in SIGNALS if listen else ():

@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from models.training import verdicts
 from models.training.config import TrainConfig, from_dict
 from models.training.stopping import (
     EXIT_CONFIG,
@@ -31,10 +32,13 @@ def main(path: str) -> int:
 
 
 def train_here(config: TrainConfig) -> int:
-    """Trains as one of WORLD_SIZE processes and returns the exit code; errors are told once."""
+    """Trains as one of WORLD_SIZE processes and returns the exit code; errors are told once, and to whoever
+    reads verdicts by every process."""
     main_process = os.environ.get("RANK", "0") == "0"
     stop = StopRequest(Path(config.output), look=main_process)
-    logging.basicConfig(level=logging.INFO if main_process else logging.ERROR, format="%(message)s")
+    # `force`: where the command itself is the process (torchrun), it has set up another one
+    level = logging.INFO if main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", force=True)
     for noisy in ("httpx", "fsspec", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from models.training.trainer import run
@@ -44,10 +48,13 @@ def train_here(config: TrainConfig) -> int:
     except (ValueError, TrainingError) as error:
         if main_process or isinstance(error, LocalError):
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED if isinstance(error, TrainingError) else EXIT_CONFIG
-    except Exception:
+        code = EXIT_FAILED if isinstance(error, TrainingError) else EXIT_CONFIG
+        verdicts.tell(code, str(error))
+        return code
+    except Exception as error:
         # the edge of the process: tell everything, fail honestly
         traceback.print_exc()
+        verdicts.tell(EXIT_CRASHED, f"{type(error).__name__}: {error}")
         return EXIT_CRASHED
 
 

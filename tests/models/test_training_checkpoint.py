@@ -114,6 +114,26 @@ def test_a_part_that_cannot_be_written_is_told_and_the_one_before_stands(tmp_pat
     assert checkpoint.step_of(path) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534", LocalError),
+        ("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer", RuntimeError),
+    ],
+)
+def test_a_connection_lost_in_a_save_is_no_error_of_the_disk(tmp_path: Path, said: str, told: type) -> None:
+    """A full disk would be full again; a process that was killed in a save is none's error."""
+
+    def fail(folder: Path) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError) as caught:
+        checkpoint.save(
+            tmp_path, step=1, meta={}, write_parts=fail, is_main=True, barrier=lambda: None, keep=2
+        )
+    assert type(caught.value) is told
+
+
 def test_a_sweep_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> None:
     save(tmp_path, 1)
     [path] = checkpoint.list_complete(tmp_path)

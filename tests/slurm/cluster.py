@@ -133,8 +133,9 @@ class Cluster:
         return answer  # type: ignore[return-value]
 
     def start_now(self, job: int | str) -> None:
-        """A requeued job waits two minutes; not here."""
-        self.command("scontrol", "update", f"jobid={job}", "StartTime=now")
+        """A requeued job waits two minutes; not here. Within the second in which it was requeued its nodes would
+        refuse it, though ("Job credential revoked"), and it would fail for good."""
+        self.command("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def idle(self) -> bool:
         return not self.command("squeue", "-h")
