@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from jobs import cli
+from jobs.saved import as_yaml
 from jobs.slurm.options import RESERVED, SlurmOptions, read_section
 from jobs.verb import Request, Verb
 from pipeline import session
@@ -149,7 +150,7 @@ def _parse_step(
         raise ConfigError(f"{path}: step {name!r} runs {job!r}; give `job:` one of {', '.join(RUNNABLE)}")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{job}-", encoding="utf-8") as stream:
         try:
-            yaml.safe_dump(values, stream)
+            stream.write(as_yaml(values))
             stream.flush()
             verb, config, request = cli.parse_verb(job, ["--config", stream.name, *extra])
         except (ValueError, OSError, ImportError) as error:  # also of locations of a kind that nobody knows

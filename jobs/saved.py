@@ -17,7 +17,7 @@ import dataclasses
 import glob
 import importlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,24 @@ def portable(verb: str, config: Any, dumped: str) -> str:
     _make_absolute(config, values)
     if isinstance(values.get("output"), str):
         values["output"] = storage.absolute(values["output"]) if values["output"] else ""
-    return f"{HEADER}{verb}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    return f"{HEADER}{verb}\n" + as_yaml(values)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The command line reads more texts as numbers than YAML's own rules do (`1e3`): what begins like one is
+    put in quotes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = "'" if text[:1] in tuple("+-.0123456789") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Options as a file that `--config` takes and reads as the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _make_absolute(config: Any, values: dict[str, Any]) -> None:
@@ -110,8 +127,8 @@ def load_saved(folder: str, overrides: Sequence[str] = ()) -> Saved:
     from jobs import cli  # the command line saves what it parsed by this module
 
     values = {name: value for name, value in yaml.safe_load(text).items() if name not in ONCE}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{verb}-") as stream:
-        yaml.safe_dump(values, stream)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{verb}-", encoding="utf-8") as stream:
+        stream.write(as_yaml(values))
         stream.flush()
         try:
             found, config, request = cli.parse_verb(verb, ["--config", stream.name, *overrides])

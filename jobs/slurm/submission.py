@@ -118,6 +118,7 @@ class Fate:
         jobs: what is to be submitted.
         active: ids of its jobs that wait or run already.
         writes: whether its output may yet change, by a job submitted now or before.
+        left_out: whether nobody has looked how far it is.
         ends: keys or ids of the jobs that one has to wait for where one would wait for this step.
         covers: names of the steps whose jobs have ended when those of `ends` have.
     """
@@ -127,6 +128,7 @@ class Fate:
     jobs: tuple[Job, ...] = ()
     active: tuple[int, ...] = ()
     writes: bool = False
+    left_out: bool = False
     ends: tuple[str, ...] = ()
     covers: frozenset[str] = frozenset()
 
@@ -204,7 +206,8 @@ def plan_submission(
         if known.active(step.name):
             fates[step.name] = _active(step, step.name in chosen, run, scripts, known)
         elif step.name not in chosen:
-            fates[step.name] = _passed(step, "left out by --from or --only", before, fates)
+            passed = _passed(step, "left out by --from or --only", before, fates)
+            fates[step.name] = replace(passed, left_out=True)
         else:
             fates[step.name] = _chosen(step, before, fates, run, scripts, known)
     return list(fates.values())
@@ -214,12 +217,13 @@ def _chosen(
     step: Step, before: Sequence[Step], fates: Mapping[str, Fate], run: Path, scripts: Path, known: Known
 ) -> Fate:
     script = script_for(step.job, scripts)
+    makers = lineage.makers(step, before)
     # a report tells of the whole chain: whatever is about to change may be in it
-    read = before if step.job == "report" else lineage.makers(step, before)
-    sources = [s.name for s in read if fates[s.name].writes]
+    sources = [s.name for s in (before if step.job == "report" else makers) if fates[s.name].writes]
     tasks, units_stand = step.slurm.array, False
     if sources:
         remaining.check(step)
+        _check_made(step, makers, fates)
         why = f"reads what {_listed(sources)} will write"
     else:
         found = remaining.look(step)
@@ -239,6 +243,17 @@ def _chosen(
         ends=(jobs[-1].key,),
         covers=covers | {step.name},
     )
+
+
+def _check_made(step: Step, makers: Sequence[Step], fates: Mapping[str, Fate]) -> None:
+    """Raises ConfigError where a part of what a step reads is yet to be written, and another is not there and
+    nobody makes it. What such a part lacks, if it is there, the job will say."""
+    for maker in makers:
+        if fates[maker.name].left_out and step.job != "report" and not storage.exists(maker.output):
+            raise ConfigError(
+                f"step {step.name} reads {maker.output}, which step {maker.name} makes: that has not run, "
+                "and is left out by --from or --only; submit it too"
+            )
 
 
 def _jobs(step: Step, tasks: int, waits: tuple[str, ...], script: Path, run: Path) -> tuple[Job, ...]:
