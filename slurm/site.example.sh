@@ -15,5 +15,4 @@
 # export HF_HOME=/shared/cache/huggingface HF_HUB_OFFLINE=1
 
 # Nodes with several networks: which one Ray and torch use
-# PAIRMILL_NODE_IP=$(ip -4 -o addr show ib0 | awk '{sub("/.*", "", $4); print $4}')
-# export PAIRMILL_NODE_IP NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+# export PAIRMILL_INTERFACE=ib0 NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

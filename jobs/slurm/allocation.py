@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,17 +116,38 @@ def _megabytes(given: Mapping[str, str], cpus: int) -> int:
 
 
 def own_address() -> str:
-    """Where other nodes reach this one. `PAIRMILL_NODE_IP` wins, for nodes with several networks."""
-    if given := os.environ.get("PAIRMILL_NODE_IP"):
-        return given
+    """Where other nodes reach this one.
+
+    `PAIRMILL_INTERFACE` wins, for nodes with several networks: the name of an interface, such as `ib0`, since
+    site.sh is read on the first node alone, and what it exports reaches the others.
+
+    Raises:
+        ConfigError: this node has no address of its name, or on that interface.
+    """
+    if interface := os.environ.get("PAIRMILL_INTERFACE"):
+        return _address_on(interface)
     name = socket.gethostname()
     try:
         return socket.gethostbyname(name)
     except OSError as error:
         raise ConfigError(
-            f"the name of this node, {name!r}, has no address ({error}); set PAIRMILL_NODE_IP in "
-            "slurm/site.sh"
+            f"the name of this node, {name!r}, has no address ({error}); set "
+            "PAIRMILL_INTERFACE in slurm/site.sh"
         ) from error
+
+
+def _address_on(interface: str) -> str:
+    siocgifaddr = 0x8915
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), siocgifaddr, struct.pack("256s", interface.encode()[:15]))
+        except OSError as error:
+            known = ", ".join(name for _, name in socket.if_nameindex())
+            raise ConfigError(
+                f"PAIRMILL_INTERFACE {interface!r} has no IPv4 address on {socket.gethostname()} "
+                f"({error.strerror}); its interfaces: {known}"
+            ) from error
+    return socket.inet_ntoa(answer[20:24])
 
 
 def free_port() -> int:

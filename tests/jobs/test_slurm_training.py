@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.slurm import training
-from jobs.slurm.allocation import Allocation
+from jobs.slurm.allocation import Allocation, own_address
 from models.training.config import TrainConfig
 from pipeline.errors import ConfigError
 
@@ -71,6 +71,14 @@ def test_torchrun_is_told_its_node_and_values_stay_single_words() -> None:
     assert words[-5:] == ["train", *arguments]
     assert training.defaults(plan)["OMP_NUM_THREADS"] == "4"
     assert training.defaults({**plan, "cpus": 2})["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_address_of_a_node_is_that_of_the_chosen_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAIRMILL_INTERFACE", "lo")
+    assert own_address() == "127.0.0.1"
+    monkeypatch.setenv("PAIRMILL_INTERFACE", "ib7")
+    with pytest.raises(ConfigError, match=r"'ib7' has no IPv4 address .*its interfaces: .*lo"):
+        own_address()
 
 
 def tell(folder: Path, verdicts: dict[int, tuple[int, str]]) -> None:
