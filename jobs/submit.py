@@ -17,6 +17,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -122,7 +123,13 @@ def _known(run: Path, *, needed: bool) -> Known:
     submitted = books.read_submitted(run)
     if not submitted or not queue.present():
         return Known(submitted=submitted)
-    return Known(submitted=submitted, states=queue.ask([job.job for job in submitted]))
+    try:
+        return Known(submitted=submitted, states=queue.ask([job.job for job in submitted]))
+    except queue.QueueError as error:
+        if needed:
+            raise
+        print(f"# SLURM does not answer ({error}): taken as if no job of the chain waited or ran")
+        return Known(submitted=submitted)
 
 
 @contextlib.contextmanager
@@ -169,13 +176,24 @@ def _submit_all(fates: Sequence[Fate], run: Path) -> None:
         for fate in fates:
             for job in fate.jobs:
                 write_step(job.config, job.text)
-                ids[job.key] = _submit(job, ids)
-                books.note_submitted(run, _record(job, ids))
+                with _undisturbed():
+                    ids[job.key] = _submit(job, ids)
+                    books.note_submitted(run, _record(job, ids))
     finally:
         if ids or not any(fate.jobs for fate in fates):
             print(_table(fates, ids))
     if not ids:
         print("nothing to submit")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until a job that SLURM has taken stands in the books."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write_step(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import re
 import sysconfig
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,16 @@ class Known:
 
     def state(self, job: int) -> str:
         """SLURM's word for a job that waits or runs, of an array for its furthest task; else empty."""
-        words = {s.state for n, s in self.states.items() if n.partition("_")[0] == str(job) and s.active}
+        words = self._words.get(str(job), set())
         return "RUNNING" if "RUNNING" in words else min(words, default="")
+
+    @cached_property
+    def _words(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, state in self.states.items():
+            if state.active:
+                found.setdefault(name.partition("_")[0], set()).add(state.state)
+        return found
 
     def steps_before(self, job: int) -> set[str]:
         """Names of the steps whose jobs a job waits for, directly or not."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,26 @@ STEPS: dict[str, dict[str, Any]] = {
 NAMES = list(STEPS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_parsers() -> Iterator[None]:
+    """Building a parser takes most of the time that a chain takes to be read; here each is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "build_parser", functools.lru_cache(cli.build_parser))
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of two shards."""
+    """`images` of two shards, and beside them what dedup and pack make of these."""
     folder = tmp_path_factory.mktemp("made")
     make_images(folder / "images", {n: [crawled(n, i) for i in range(2)] for n in range(2)})
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump({"root": str(folder), "steps": {n: STEPS[n] for n in ("dedup", "pack")}}))
+    for step in load_chain(str(path)):
+        for stage, place in remaining.stages_of(step):
+            run_here(stage, place)
+        Path(step.output).rename(folder / step.name)
+        Path(step.output).symlink_to(folder / step.name)
     return folder
 
 
@@ -64,7 +80,7 @@ Write = Callable[..., str]
 def write(made: Path, tmp_path: Path) -> Write:
     """Writes a chain of some of STEPS over the images, and returns its path."""
     root = tmp_path / "root"
-    shutil.copytree(made, root)
+    shutil.copytree(made / "images", root / "images")
 
     def write_chain(steps: list[str] | None = None, slurm: Any = None, **changes: dict[str, Any]) -> str:
         chosen = {name: {**STEPS.get(name, {}), **changes.get(name, {})} for name in steps or NAMES}
@@ -84,11 +100,18 @@ def run_dir(chain: str) -> Path:
     return Path(chain).parent / "slurm"
 
 
-def run_step(chain: str, name: str) -> None:
-    """What a job of a step of stages would do, in this process."""
-    (step,) = (s for s in load_chain(chain) if s.name == name)
-    for stage, folder in remaining.stages_of(step):
-        run_here(stage, folder)
+@pytest.fixture
+def run_step(made: Path) -> Callable[[str, str], None]:
+    """What the job of dedup or pack would do."""
+
+    def run(chain: str, name: str) -> None:
+        (step,) = (s for s in load_chain(chain) if s.name == name)
+        shutil.copytree(made / name, step.output)
+
+    return run
+
+
+Run = Callable[[str, str], None]
 
 
 def end_well(chain: str, job: int, code: int = 0) -> None:
@@ -170,7 +193,7 @@ def test_each_step_is_a_job_that_waits_for_the_one_before(
 
 
 def test_what_is_done_is_not_submitted_again(
-    write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+    write: Write, run_step: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain = write(["dedup", "pack", "report"])
     run_step(chain, "dedup")
@@ -194,7 +217,9 @@ def test_what_is_done_is_not_submitted_again(
     assert [slurm.options(n)["--job-name"] for n in (3, 4)] == ["pairmill.pack", "pairmill.report"]
 
 
-def test_a_folder_whose_last_job_was_killed_is_finished(write: Write, slurm: FakeSlurm) -> None:
+def test_a_folder_whose_last_job_was_killed_is_finished(
+    write: Write, run_step: Run, slurm: FakeSlurm
+) -> None:
     """All units stand, but the indexes over them may not."""
     chain = write(["dedup", "pack", "clip"], slurm={"pack": {"array": 2}})
     run_step(chain, "dedup")
@@ -286,7 +311,7 @@ def test_jobs_that_wait_or_run_are_not_submitted_again(
 
 
 def test_a_path_that_has_come_to_exist_is_no_other_option(
-    write: Write, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write: Write, run_step: Run, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Relative paths are saved as absolute ones once they exist."""
     monkeypatch.chdir(tmp_path)
@@ -301,7 +326,7 @@ def test_a_path_that_has_come_to_exist_is_no_other_option(
     assert len(slurm.jobs) == 2
 
 
-def test_an_array_that_lost_the_job_behind_it(write: Write, slurm: FakeSlurm) -> None:
+def test_an_array_that_lost_the_job_behind_it(write: Write, run_step: Run, slurm: FakeSlurm) -> None:
     chain = write(["dedup", "pack", "clip"], slurm={"pack": {"array": 2}})
     run_step(chain, "dedup")
     books.note_submitted(run_dir(chain), Submitted(step="pack", verb="pack", job=7, tasks=2))
@@ -312,7 +337,9 @@ def test_an_array_that_lost_the_job_behind_it(write: Write, slurm: FakeSlurm) ->
     assert slurm.options(2)["--dependency"] == "afterok:1"
 
 
-def test_from_and_only(write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_and_only(
+    write: Write, run_step: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
     chain = write()
     run_step(chain, "dedup")
     assert submit(chain, "--from", "pack", "--only", "pack") == 2
@@ -358,7 +385,7 @@ def test_after_replaces_the_step_before(
     assert not slurm.jobs
 
 
-def test_dependencies_reach_over_steps_that_are_done(write: Write, slurm: FakeSlurm) -> None:
+def test_dependencies_reach_over_steps_that_are_done(write: Write, run_step: Run, slurm: FakeSlurm) -> None:
     other = {"job": "dedup", "input": "{root}/images", "output": "{root}/columns/other"}
     chain = write(["other", "dedup", "pack"], other=other)
     run_step(chain, "dedup")
@@ -398,7 +425,7 @@ def test_without_slurm(
 
 
 def test_quarantined_units_within_what_is_allowed_are_done(
-    write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+    write: Write, run_step: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain = write(["dedup", "pack"])
     run_step(chain, "dedup")
@@ -414,7 +441,7 @@ def test_quarantined_units_within_what_is_allowed_are_done(
 
 
 def test_what_was_made_differently_is_refused_before_anything_is_submitted(
-    write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+    write: Write, run_step: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain = write(["dedup", "pack"])
     run_step(chain, "dedup")
@@ -426,7 +453,7 @@ def test_what_was_made_differently_is_refused_before_anything_is_submitted(
     assert len(slurm.jobs) == 1
 
 
-def test_looking_writes_nothing(write: Write) -> None:
+def test_looking_writes_nothing(write: Write, run_step: Run) -> None:
     chain = write(["dedup"])
     (step,) = load_chain(chain)
     root = Path(chain).parent
@@ -442,7 +469,7 @@ def test_looking_writes_nothing(write: Write) -> None:
     assert remaining.look(step).left == 1  # a replacement that a crash has cut off
 
 
-def test_neither_ray_nor_torch_is_needed(write: Write) -> None:
+def test_neither_ray_nor_torch_is_needed(write: Write, run_step: Run) -> None:
     chain = write()
     run_step(chain, "dedup")
     run_step(chain, "pack")
@@ -456,7 +483,9 @@ def test_neither_ray_nor_torch_is_needed(write: Write) -> None:
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
 
 
-def test_training_evaluation_and_report_are_known_when_done(write: Write, slurm: FakeSlurm) -> None:
+def test_training_evaluation_and_report_are_known_when_done(
+    write: Write, run_step: Run, slurm: FakeSlurm
+) -> None:
     from jobs.evaluate import MARK, evaluation_mark
     from jobs.train import input_fingerprints
     from models.training.rundir import finish_run, prepare_run

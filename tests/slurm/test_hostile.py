@@ -46,7 +46,7 @@ TEXTS = (
     "a\tb",
     "it's \"quoted\" `twice`",
     "%j-%A_%a-%%-%x",
-    "%s%n{root}",
+    "%s%n{roof}",
     "-x",
     "--wrap=touch pwned",
     "--config=/etc/passwd",
