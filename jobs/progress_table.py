@@ -130,7 +130,9 @@ def _progress(lines: Sequence[Line]) -> str:
                 line.jobs or NOTHING,
             )
         )
-    return _table(titles, rows, keep=3, right=(3, 4, 5, 6, 7))
+    runs = any(line.word == standing.RUNNING for line in lines)
+    keep = (0, 1, 2, *((3, 6, 7) if runs else ()))
+    return _table(titles, rows, keep=keep, right=(3, 4, 5, 6, 7))
 
 
 def _units(s: Standing) -> str:
@@ -160,16 +162,18 @@ def _rows(lines: Sequence[Line]) -> str:
         if counts is not None:
             reasons = ", ".join(f"{k} {v:,}" for k, v in counts.dropped.most_common(REASONS))
             rows.append((line.standing.name, f"{counts.taken:,}", f"{counts.kept:,}", reasons))
-    return _table(("step", "in", "out", "dropped for"), rows, keep=3, right=(1, 2)) if rows else ""
+    return _table(("step", "in", "out", "dropped for"), rows, keep=(0, 1, 2), right=(1, 2)) if rows else ""
 
 
 def _all_remarks(lines: Sequence[Line]) -> str:
     return "\n".join(f"{line.standing.name}: {remark}" for line in lines for remark in line.remarks)
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, keep: int, right: Sequence[int]) -> str:
-    """Columns two blanks apart; those after the first `keep` only where some row has something there."""
-    shown = [i for i in range(len(titles)) if i < keep or any(row[i] not in ("", NOTHING) for row in rows)]
+def _table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, keep: Sequence[int], right: Sequence[int]
+) -> str:
+    """Columns two blanks apart: those to `keep`, and of the others those that have something to say."""
+    shown = [i for i in range(len(titles)) if i in keep or any(row[i] not in ("", NOTHING) for row in rows)]
     table = [[cells[i] for i in shown] for cells in (titles, *rows)]
     widths = [max(len(row[at]) for row in table) for at in range(len(shown))]
     lines = []

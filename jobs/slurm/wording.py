@@ -114,17 +114,27 @@ def _seconds(task: Task) -> float:
 
 
 def remarks(jobs: Jobs, step: str) -> list[str]:
-    """What a person has to know who is to mend a step: why it failed, where the log is."""
+    """What a person has to know who is to mend a step: why it failed or began again, where the log is."""
     found = []
     for job in jobs.steps.get(step, ()):
         bad = [task for task in job.tasks if task.word in (FAILED, STOPPED)]
-        for task in bad[:1]:
-            more = f", and {len(bad) - 1} more tasks" if len(bad) > 1 else ""
-            last = task.ends[-1] if task.ends else None
-            why = f" ({last.why})" if last and last.why and not last.requeued else ""
-            how = _how_it_ended(task)
-            found.append(f"job {task.job}{more}: {how}{why}; log {log_of(jobs.run, step, task.job)}")
+        again = [task for task in job.tasks if task.word in (RUNNING, WAITING) and task.ends]
+        for tasks, tell in ((bad, _why_it_ended), (again, _why_again)):
+            if tasks:
+                more = f" (and {len(tasks) - 1} more tasks)" if len(tasks) > 1 else ""
+                log = log_of(jobs.run, step, tasks[0].job)
+                found.append(f"job {tasks[0].job}{more}: {tell(tasks[0])}; log {log}")
     return found
+
+
+def _why_it_ended(task: Task) -> str:
+    last = task.ends[-1] if task.ends else None
+    why = f"; {last.why}" if last and last.why and not last.requeued else ""
+    return f"{_how_it_ended(task)}{why}"
+
+
+def _why_again(task: Task) -> str:
+    return f"attempt {task.ends[-1].restart + 1} {task.ends[-1].why}"
 
 
 def log_of(run: Path, step: str, job: str) -> Path:

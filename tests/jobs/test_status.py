@@ -232,6 +232,15 @@ def test_cancelled_because_a_step_before_failed(
     assert "failed: the log says why" in text
 
 
+def test_why_a_job_had_to_begin_again(chain: str, tmp_path: Path, slurm_says: Say) -> None:
+    _submitted(tmp_path / "slurm", "crawl", 17)
+    _ended(tmp_path / "slurm", "17", 75, requeued=True, why="stopped by a signal, saved; goes on")
+    slurm_says([_state("17", "RUNNING", nodes="n1", elapsed=60, restarts=1)])
+    text = render(collect([chain])[0])
+    assert "crawl: job 17: attempt 1 stopped by a signal, saved; goes on; log" in text
+    assert "17 on n1 for 0:01:00, attempt 2" in text
+
+
 def test_one_that_slurm_keeps_although_it_can_never_start(
     chain: str, tmp_path: Path, slurm_says: Say
 ) -> None:

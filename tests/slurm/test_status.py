@@ -93,7 +93,7 @@ def test_a_chain_in_mid_flight(slurm: Cluster, tmp_path: Path, capsys: pytest.Ca
     assert node in NODES
     assert found["crawl"]["jobs_told"].startswith(f"{crawl} on {node} for 0:00:")
     assert found["trusted"]["jobs_told"] == f"{trusted} (2 tasks): 2 failed"
-    assert found["trusted"]["remarks"][0].startswith(f"job {trusted}_0, and 1 more tasks: exit code 1 after")
+    assert found["trusted"]["remarks"][0].startswith(f"job {trusted}_0 (and 1 more tasks): exit code 1 after")
     assert found["score"]["jobs_told"] == f"{score} CANCELLED because step trusted failed"
     assert found["pack"]["jobs_told"] == f"{pack} waits for crawl ({crawl})"
     at_work = found["crawl"]
