@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from jobs.slurm import offspring, ray_nodes, steps, training
 from jobs.slurm.allocation import free_port, own_address, read_allocation
@@ -30,9 +33,14 @@ from pipeline import scratch, storage
 LONGEST_TEMPORARY = 30
 #: where there is no short one
 SHORT = "/tmp"
-#: what `ray start` writes into its temporary folder when its servers stand, and what it says meanwhile
-STANDS, SAID = "ray_current_cluster", "start.log"
+#: what `ray start` writes into its temporary folder when its servers stand
+STANDS = "ray_current_cluster"
+LOGS = "session_latest/logs"
+#: without these a node is no part of a cluster
+SERVERS = ("gcs_server", "raylet")
 PORTS_TRIED = 3
+#: bytes on the disk without which there is no use in another try
+NEEDED = 10 << 20
 TICK = 0.2
 EXIT_DONE, EXIT_FAILED = 0, 1
 
@@ -45,6 +53,30 @@ def main(argv: Sequence[str]) -> int:
     return ray_on_node(Path(place))
 
 
+@dataclass(frozen=True)
+class Started:
+    """`ray start --block`, and what it says: kept in memory, since a full disk is what it may say."""
+
+    process: subprocess.Popen[bytes]
+    said: BinaryIO
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def tell(self, what: str, temporary: Path) -> None:
+        """Tells the job's log; of what Ray said, the end, where it gives the reason."""
+        self.said.seek(0)
+        said = self.said.read()
+        for name in SERVERS:
+            with contextlib.suppress(OSError):
+                said += (temporary / LOGS / f"{name}.err").read_bytes()[-1000:]
+        text = said[-4000:].decode(errors="replace").strip() or "nothing"
+        node = os.environ.get("SLURMD_NODENAME", "this node")
+        room = f"{shutil.disk_usage(temporary).free >> 20} MiB free in {temporary.parent.parent}"
+        print(f"{what} on {node} ({room}); it said: {text}", file=sys.stderr, flush=True)
+
+
 def ray_on_node(folder: Path) -> int:
     """Starts Ray's servers, says so, and watches them until SIGTERM; then ends them, and nothing else."""
     offspring.adopt()
@@ -53,6 +85,7 @@ def ray_on_node(folder: Path) -> int:
         try:
             ray = _head(folder, temporary, told) if number == 0 else _member(folder, temporary, told)
             if ray is None:
+                patience = 0.0
                 return EXIT_DONE if told else EXIT_FAILED
             storage.write_bytes(str(folder / f"{ray_nodes.READY}{number}"), b"")
             if (code := _watch(ray, temporary, told)) != EXIT_DONE:
@@ -86,7 +119,7 @@ def _temporary_folder() -> Iterator[Path]:
         yield folder
 
 
-def _head(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Popen[bytes] | None:
+def _head(folder: Path, temporary: Path, told: Sequence[int]) -> Started | None:
     """The head, once it stands; its address is in `folder` then."""
     for _ in range(PORTS_TRIED):  # somebody may take the port between the look and the start
         address = f"{own_address()}:{free_port()}"
@@ -98,13 +131,13 @@ def _head(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Pope
         if ray := _start(folder, temporary, words, told):
             storage.write_bytes(str(folder / ray_nodes.ADDRESS), address.encode())
             return ray
-        if told:
+        if told or shutil.disk_usage(temporary).free < NEEDED:
             break
-        offspring.end_all()
+        offspring.end_all(seconds=0.0)
     return None
 
 
-def _member(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Popen[bytes] | None:
+def _member(folder: Path, temporary: Path, told: Sequence[int]) -> Started | None:
     """Joins the head, once its address is there. Should it never come, the batch script ends this process."""
     while not (folder / ray_nodes.ADDRESS).exists():
         if told:
@@ -114,9 +147,7 @@ def _member(folder: Path, temporary: Path, told: Sequence[int]) -> subprocess.Po
     return _start(folder, temporary, [f"--address={(folder / ray_nodes.ADDRESS).read_text()}"], told)
 
 
-def _start(
-    folder: Path, temporary: Path, role: Sequence[str], told: Sequence[int]
-) -> subprocess.Popen[bytes] | None:
+def _start(folder: Path, temporary: Path, role: Sequence[str], told: Sequence[int]) -> Started | None:
     """`ray start`, once its servers stand; None when they do not come, or this process was told to end."""
     given = json.loads((folder / ray_nodes.SIZES).read_text())
     words = [
@@ -126,35 +157,32 @@ def _start(
         "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
     memory = [f"--memory={given['memory']}"] if given["memory"] else []
-    with (temporary / SAID).open("wb") as said:
-        ray = subprocess.Popen(
-            [steps.command("ray"), "start", "--block", *role, *words, *memory],
-            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            preexec_fn=partial(die_with_parent, os.getpid()),
-        )  # fmt: skip
+    said = os.fdopen(os.memfd_create("ray start"), "w+b")
+    process = subprocess.Popen(
+        [steps.command("ray"), "start", "--block", *role, *words, *memory],
+        stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    ray, seen = Started(process, said), set[str]()
     while not (temporary / STANDS).exists():
         if told:
             return None
-        if ray.poll() is not None:
-            _say(f"ray start ended with {ray.returncode}", temporary)
+        living = set(offspring.below().values())
+        seen |= living.intersection(SERVERS)
+        # `ray start` waits on where a server has ended that it has just started
+        if ray.has_ended or not seen <= living:
+            ray.tell("Ray did not start", temporary)
             return None
         time.sleep(TICK)
     return ray
 
 
-def _watch(ray: subprocess.Popen[bytes], temporary: Path, told: Sequence[int]) -> int:
+def _watch(ray: Started, temporary: Path, told: Sequence[int]) -> int:
     """Until this process is told to end (0), or one of Ray's servers has ended, and so `ray start` (1)."""
     while not told:
         offspring.reap()
-        if ray.poll() is not None and not told:
-            _say("Ray has ended", temporary)
+        if ray.has_ended and not told:
+            ray.tell("Ray has ended", temporary)
             return EXIT_FAILED
         time.sleep(TICK)
     return EXIT_DONE
-
-
-def _say(what: str, temporary: Path) -> None:
-    """Tells the job's log; of what Ray said, the end, where it gives the reason."""
-    text = (temporary / SAID).read_text(errors="replace")[-4000:].strip()
-    node = os.environ.get("SLURMD_NODENAME", "this node")
-    print(f"{what} on {node}; it said:\n{text}", file=sys.stderr, flush=True)
