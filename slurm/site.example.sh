@@ -16,3 +16,6 @@
 
 # Nodes with several networks: which one Ray and torch use
 # export PAIRMILL_INTERFACE=ib0 NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+
+# How long all nodes of a job have to start Ray; the first start reads Python from a cold network disk
+# export PAIRMILL_START_SECONDS=600

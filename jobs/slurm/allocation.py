@@ -128,12 +128,14 @@ def own_address() -> str:
         return _address_on(interface)
     name = socket.gethostname()
     try:
-        return socket.gethostbyname(name)
+        found = socket.gethostbyname(name)
     except OSError as error:
         raise ConfigError(
             f"the name of this node, {name!r}, has no address ({error}); set "
             "PAIRMILL_INTERFACE in slurm/site.sh"
         ) from error
+    alone = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) == 1
+    return found if alone or not found.startswith("127.") else _routed_address() or found
 
 
 def _address_on(interface: str) -> str:
@@ -148,6 +150,19 @@ def _address_on(interface: str) -> str:
                 f"({error.strerror}); its interfaces: {known}"
             ) from error
     return socket.inet_ntoa(answer[20:24])
+
+
+def _routed_address() -> str:
+    """The address from which this node talks to others, where its name means itself alone, as /etc/hosts of
+    Debian has it; empty without a network. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(
+                ("198.51.100.1", 9)
+            )  # kept for examples, so it is everywhere beyond the own network
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
 
 
 def free_port() -> int:

@@ -29,8 +29,8 @@ from jobs.slurm.allocation import free_port, own_address, read_allocation
 from models.training.stopping import die_with_parent
 from pipeline import scratch, storage
 
-#: a socket's path may have 107 bytes, of which Ray takes some 70
-LONGEST_TEMPORARY = 30
+#: a socket's path may have 107 bytes: of 64 is what Ray puts after its folder, of 23 that folder's name
+LONGEST_TEMPORARY = 20
 #: where there is no short one
 SHORT = "/tmp"
 #: what `ray start` writes into its temporary folder when its servers stand

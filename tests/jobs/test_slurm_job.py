@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
-from jobs.slurm import ray_nodes
+from jobs.slurm import allocation, ray_nodes
 from jobs.slurm.allocation import read_allocation
 from jobs.slurm.batch import describe
 from jobs.slurm.ray_nodes import sizes, start_seconds
@@ -184,3 +184,27 @@ def test_shellcheck_has_nothing_to_say() -> None:
     words = ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *map(str, scripts)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
+
+
+def test_where_the_own_name_means_the_node_itself_others_are_told_another_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PAIRMILL_NODE_IP", raising=False)
+    monkeypatch.setattr(allocation.socket, "gethostbyname", lambda _: "127.0.1.1")
+    monkeypatch.setattr(allocation, "_routed_address", lambda: "10.1.2.3")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    assert allocation.own_address() == "127.0.1.1"
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert allocation.own_address() == "10.1.2.3"
+    monkeypatch.setenv("PAIRMILL_NODE_IP", "10.9.9.9")
+    assert allocation.own_address() == "10.9.9.9"
+
+
+def test_a_node_without_a_name_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.delenv("PAIRMILL_NODE_IP", raising=False)
+    monkeypatch.setattr(allocation.socket, "gethostbyname", unknown)
+    with pytest.raises(ConfigError, match="set PAIRMILL_NODE_IP in slurm/site.sh"):
+        allocation.own_address()
