@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,15 +79,33 @@ def start(
 
 
 def on_node(path: Path) -> int:
-    """Becomes torchrun on this node; does not return."""
+    """Runs torchrun on this node; returns 0 where all its processes ended well, else 1.
+
+    In this process rather than by its command, which ends in pages of Python's tracebacks whenever one of its
+    processes has failed.
+    """
     plan: dict[str, Any] = json.loads(path.read_text())
-    node = read_allocation().node
-    name = os.environ.get("SLURMD_NODENAME", "")
+    node, name = read_allocation().node, os.environ.get("SLURMD_NODENAME", "")
     storage.write_bytes(str(path.parent / f"node-{node}"), name.encode())
     for variable, value in defaults(plan).items():
         os.environ.setdefault(variable, value)
-    program = steps.command("torchrun")
-    os.execv(program, [program, *words(plan, node)])
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main(words(plan, node))
+    except SignalException:  # srun ends this node: it was told to, or another one has ended badly
+        return 1
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                why = f"ended by {failure.signal_name()}"
+                verdicts.tell_of(rank, why)
+                print(f"process {rank} on {name} was {why}", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def defaults(plan: dict[str, Any]) -> dict[str, str]:
@@ -127,12 +146,10 @@ def outcome(folder: Path, config: TrainConfig, allocation: Allocation, *, ended:
         found = verdicts.read(folder, processes=each * allocation.nodes)
     if found.code != again.CRASHED:
         return found.code, found.why
-    if found.silent:
-        return (
-            found.code,
-            f"{_named(found.silent, folder, each)} ended without a word: killed, or never begun",
-        )
-    return found.code, f"{_named(found.ranks, folder, each)}: {found.why}"
+    told = [f"{_named(found.ranks, folder, each)}: {found.why}"] if found.ranks else []
+    if found.silent:  # who was killed by us says nothing either, so there may be a cause in both
+        told.append(f"{_named(found.silent, folder, each)} ended without a word: killed, or never begun")
+    return found.code, "; ".join(told)
 
 
 def _named(ranks: Sequence[int], folder: Path, each: int) -> str:

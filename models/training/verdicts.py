@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.training.stopping import EXIT_CONFIG, EXIT_CRASHED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pipeline import storage
@@ -41,12 +42,21 @@ class Outcome:
 def tell(code: int, why: str = "") -> None:
     """Writes down how this process ended, where somebody wants to know it. The first word stands: it comes
     from where the reason is known."""
-    if not (folder := os.environ.get(VARIABLE)):
-        return
-    path = Path(folder) / f"rank-{os.environ.get('RANK', '0')}"
-    if not path.exists():
-        words = " ".join(why.split())[:LONGEST]
-        storage.write_bytes(str(path), json.dumps({"code": code, "why": words}).encode())
+    if folder := os.environ.get(VARIABLE):
+        path = Path(folder) / f"rank-{os.environ.get('RANK', '0')}"
+        if not path.exists():
+            _write(path, {"code": code, "why": why})
+
+
+def tell_of(rank: int, why: str) -> None:
+    """Writes down how another process ended, which was killed: the cause of what the others tell."""
+    if folder := os.environ.get(VARIABLE):
+        _write(Path(folder) / f"rank-{rank}", {"code": EXIT_CRASHED, "why": why, "killed": True})
+
+
+def _write(path: Path, verdict: dict[str, Any]) -> None:
+    words = " ".join(verdict["why"].split())[:LONGEST]
+    storage.write_bytes(str(path), json.dumps({**verdict, "why": words}).encode())
 
 
 def exit_code(code: int) -> int:
@@ -69,6 +79,7 @@ def read(folder: Path, *, processes: int) -> Outcome:
     silent = [rank for rank in range(processes) if rank not in found]
     for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_CRASHED):
         ranks = sorted(rank for rank, verdict in found.items() if verdict["code"] == code)
+        ranks = [rank for rank in ranks if found[rank].get("killed")] or ranks
         if ranks:
             why = next((found[rank]["why"] for rank in ranks if found[rank]["why"]), "")
             return Outcome(code=code, why=why, ranks=ranks, silent=silent)

@@ -189,22 +189,22 @@ def test_shellcheck_has_nothing_to_say() -> None:
 def test_where_the_own_name_means_the_node_itself_others_are_told_another_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("PAIRMILL_NODE_IP", raising=False)
+    monkeypatch.delenv("PAIRMILL_INTERFACE", raising=False)
     monkeypatch.setattr(allocation.socket, "gethostbyname", lambda _: "127.0.1.1")
     monkeypatch.setattr(allocation, "_routed_address", lambda: "10.1.2.3")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
     assert allocation.own_address() == "127.0.1.1"
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     assert allocation.own_address() == "10.1.2.3"
-    monkeypatch.setenv("PAIRMILL_NODE_IP", "10.9.9.9")
-    assert allocation.own_address() == "10.9.9.9"
+    monkeypatch.setenv("PAIRMILL_INTERFACE", "lo")
+    assert allocation.own_address() == "127.0.0.1"
 
 
 def test_a_node_without_a_name_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(_: str) -> str:
         raise OSError("Name or service not known")
 
-    monkeypatch.delenv("PAIRMILL_NODE_IP", raising=False)
+    monkeypatch.delenv("PAIRMILL_INTERFACE", raising=False)
     monkeypatch.setattr(allocation.socket, "gethostbyname", unknown)
-    with pytest.raises(ConfigError, match="set PAIRMILL_NODE_IP in slurm/site.sh"):
+    with pytest.raises(ConfigError, match="set PAIRMILL_INTERFACE in slurm/site.sh"):
         allocation.own_address()

@@ -91,7 +91,10 @@ def test_who_fell_silent_is_named_with_its_node(tmp_path: Path) -> None:
     (tmp_path / "node-1").write_text("gpu17")
     code, why = training.outcome(tmp_path, config(processes=4), allocation(nodes=2), ended=1)
     assert code == 70
-    assert why == "process 2 (gpu17) ended without a word: killed, or never begun"
+    assert why == (
+        "processes 0, 1, 3 (node 0, gpu17): RuntimeError: connection reset; "
+        "process 2 (gpu17) ended without a word: killed, or never begun"
+    )
 
 
 def test_a_crash_that_was_told_is_named_with_its_node(tmp_path: Path) -> None:

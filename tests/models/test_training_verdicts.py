@@ -57,6 +57,14 @@ def test_the_reason_is_that_of_who_told_the_error(tmp_path: Path, tell) -> None:
     assert (found.code, found.why, list(found.ranks)) == (1, "the disk is full", [1, 2])
 
 
+def test_a_process_that_was_killed_is_the_cause(tmp_path: Path, tell) -> None:
+    tell(0, 70, "RuntimeError: connection reset")
+    verdicts.tell_of(1, "ended by SIGKILL")
+    found = verdicts.read(tmp_path, processes=3)
+    assert (found.code, found.why, list(found.ranks)) == (70, "ended by SIGKILL", [1])
+    assert list(found.silent) == [2]
+
+
 def test_the_first_word_of_a_process_stands_and_is_short(tmp_path: Path, tell) -> None:
     tell(0, 1, "tensor " * 1000)
     tell(0, 0)

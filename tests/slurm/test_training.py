@@ -74,9 +74,8 @@ def test_a_killed_process_ends_the_attempt_in_seconds_and_the_job_goes_on(
     end = job.end(0)
     print(f"SIGKILL of a process to the end of the attempt: {end.ended - killed:.1f} s")
     assert (end.code, end.requeued) == (70, True)
-    assert end.ended - killed < 15
-    assert "process" in end.why
-    assert "n2" in end.why
+    assert end.ended - killed < 20
+    assert "process 1 (n2): ended by SIGKILL" in end.why
     job.await_attempt(1)
     job.finish(1)
     world.assert_as_undisturbed(job.run)
@@ -105,7 +104,7 @@ def test_the_time_limit_is_a_pause(slurm: Cluster, world: World) -> None:
     stopped_at = len(job.rows())
     assert end.mark == f"step_{stopped_at:08d}"
     job.await_attempt(1)
-    job.await_step(stopped_at + 2)
+    job.await_step(stopped_at + 1)
     slurm.command("scancel", str(job.number))
     steps = [row["step"] for row in job.rows()]
     assert steps == list(range(1, len(steps) + 1))
@@ -114,7 +113,7 @@ def test_the_time_limit_is_a_pause(slurm: Cluster, world: World) -> None:
 def test_the_time_limit_without_a_warning_is_a_pause_too(slurm: Cluster, world: World) -> None:
     """The warning never came: SLURM's SIGTERM leaves some seconds, which are enough here."""
     world.configure("unwarned", steps=100_000, checkpoint_every=0)
-    job = world.submit(slurm, "unwarned", "--time=1", "--signal=B:WINCH@25", "--")
+    job = world.submit(slurm, "unwarned", "--time=1", "--signal=B:URG@25", "--")
     end = job.end(0, seconds=150)
     print(end)
     assert end.requeued
