@@ -38,7 +38,7 @@ STANDS = "ray_current_cluster"
 LOGS = "session_latest/logs"
 #: without these a node is no part of a cluster
 SERVERS = ("gcs_server", "raylet")
-PORTS_TRIED = 3
+TRIES = 3
 #: bytes on the disk without which there is no use in another try
 NEEDED = 10 << 20
 TICK = 0.2
@@ -65,13 +65,13 @@ class Started:
         return self.process.poll() is not None
 
     def tell(self, what: str, temporary: Path) -> None:
-        """Tells the job's log; of what Ray said, the end, where it gives the reason."""
+        """Tells the job's log; of what Ray said, the end, and of each server's last words the first."""
         self.said.seek(0)
-        said = self.said.read()
+        said = self.said.read()[-3000:]
         for name in SERVERS:
             with contextlib.suppress(OSError):
-                said += (temporary / LOGS / f"{name}.err").read_bytes()[-1000:]
-        text = said[-4000:].decode(errors="replace").strip() or "nothing"
+                said += (temporary / LOGS / f"{name}.err").read_bytes()[:500]
+        text = said.decode(errors="replace").strip() or "nothing"
         node = os.environ.get("SLURMD_NODENAME", "this node")
         room = f"{shutil.disk_usage(temporary).free >> 20} MiB free in {temporary.parent.parent}"
         print(f"{what} on {node} ({room}); it said: {text}", file=sys.stderr, flush=True)
@@ -121,7 +121,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 def _head(folder: Path, temporary: Path, told: Sequence[int]) -> Started | None:
     """The head, once it stands; its address is in `folder` then."""
-    for _ in range(PORTS_TRIED):  # somebody may take the port between the look and the start
+    for _ in _tries(temporary, told):
         address = f"{own_address()}:{free_port()}"
         # no dashboard: it would listen on one more port
         words = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
@@ -131,9 +131,6 @@ def _head(folder: Path, temporary: Path, told: Sequence[int]) -> Started | None:
         if ray := _start(folder, temporary, words, told):
             storage.write_bytes(str(folder / ray_nodes.ADDRESS), address.encode())
             return ray
-        if told or shutil.disk_usage(temporary).free < NEEDED:
-            break
-        offspring.end_all(seconds=0.0)
     return None
 
 
@@ -144,7 +141,22 @@ def _member(folder: Path, temporary: Path, told: Sequence[int]) -> Started | Non
             return None
         time.sleep(TICK)
         steps.names(folder)  # network disks remember for a while that a file is not there
-    return _start(folder, temporary, [f"--address={(folder / ray_nodes.ADDRESS).read_text()}"], told)
+    for _ in _tries(temporary, told):
+        address = (folder / ray_nodes.ADDRESS).read_text()
+        if ray := _start(folder, temporary, [f"--address={address}"], told):
+            return ray
+    return None
+
+
+def _tries(temporary: Path, told: Sequence[int]) -> Iterator[int]:
+    """Somebody may take a port between the look and the start, and Ray gives a slow node half a minute; the
+    next start finds Python in memory."""
+    for number in range(TRIES):
+        if number:
+            offspring.end_all(seconds=0.0)
+        if told or (number and shutil.disk_usage(temporary).free < NEEDED):
+            return
+        yield number
 
 
 def _start(folder: Path, temporary: Path, role: Sequence[str], told: Sequence[int]) -> Started | None:

@@ -206,5 +206,5 @@ def test_a_node_without_a_name_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("PAIRMILL_INTERFACE", raising=False)
     monkeypatch.setattr(allocation.socket, "gethostbyname", unknown)
-    with pytest.raises(ConfigError, match="set PAIRMILL_INTERFACE in slurm/site.sh"):
+    with pytest.raises(ConfigError, match=r"set PAIRMILL_INTERFACE in slurm/site\.sh"):
         allocation.own_address()
