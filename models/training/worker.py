@@ -25,6 +25,9 @@ from models.training.stopping import (
     die_with_parent,
 )
 
+#: said by gloo and NCCL in every process when one has ended: hundreds of tracebacks would hide why it did
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
 
 def main(path: str) -> int:
     config = from_dict(TrainConfig, json.loads(Path(path).read_text(encoding="utf-8")))
@@ -53,7 +56,11 @@ def train_here(config: TrainConfig) -> int:
         return code
     except Exception as error:
         # the edge of the process: tell everything, fail honestly
-        traceback.print_exc()
+        if any(words in str(error) for words in LOST):
+            rank = os.environ.get("RANK", "0")
+            print(f"process {rank} lost the others, of which one has ended", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
         verdicts.tell(EXIT_CRASHED, f"{type(error).__name__}: {error}")
         return EXIT_CRASHED
 
