@@ -47,7 +47,7 @@ class Job:
     """A job that is to be submitted.
 
     Attributes:
-        key: stands for the job's id until there is one: `@crawl`, of an array's tasks `@crawl.tasks`.
+        key: stands for the job's id until there is one: `@crawl`, of an array's tasks `@crawl/tasks`.
         step: what it runs.
         tasks: jobs of the array; 0: no array.
         finishes: whether it ends the output of an array.
@@ -269,7 +269,7 @@ def _jobs(step: Step, tasks: int, waits: tuple[str, ...], script: Path, run: Pat
     whole = Job(key=f"@{step.name}", step=step, after=waits, script=script, run=run)
     if not tasks:
         return (whole,)
-    shared = replace(whole, key=f"@{step.name}.tasks", tasks=tasks)
+    shared = replace(whole, key=f"@{step.name}/tasks", tasks=tasks)
     return (shared, replace(whole, finishes=True, after=(shared.key,)))
 
 

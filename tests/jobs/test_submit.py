@@ -150,6 +150,32 @@ def test_a_dry_run_says_all_and_writes_nothing(
     ]  # fmt: skip
 
 
+def test_a_dry_run_says_just_what_would_be_submitted(
+    write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = write(slurm={"all": {"comment": "it is odd: x, y"}, "pack": {"array": 3}})
+    words = [chain, "--set.x", "a b", "--report.title=it's $(odd)"]
+    assert submit(*words, "--dry-run") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("env")]
+    assert submit(*words) == 0
+    keys = ["@dedup", "@pack/tasks", "@pack", "@clip", "@evaluate", "@report"]
+    for number, line in enumerate(said, 1):
+        given, command = (text.strip() for text in line.split(" sbatch ", 1))
+        for key in sorted(keys, key=len, reverse=True):
+            command = command.replace(f":{key}", f":{keys.index(key) + 1}")
+        assert shlex.split(command) == slurm.jobs[number - 1]
+        variables = dict(word.split("=", 1) for word in shlex.split(given)[1:])
+        assert variables.items() <= slurm.environment(number).items()
+    assert len(slurm.jobs) == len(said) == len(keys)
+
+    (slurm.folder / "queue").unlink()  # squeue fails
+    capsys.readouterr()
+    assert submit(*words) == 1
+    assert "squeue" in capsys.readouterr().err
+    assert submit(*words, "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("# SLURM does not answer")
+
+
 def test_each_step_is_a_job_that_waits_for_the_one_before(
     write: Write, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
