@@ -215,7 +215,8 @@ def test_a_job_is_requeued_no_more_often_than_it_may_and_goes_on_over_other_node
 
     two = world.submit(slurm, "nodes")
     two.finish(0)
-    world.assert_as_undisturbed(two.run)
+    # sums in another order: AdamW makes of a gradient of 1e-9 a step of full length
+    world.assert_as_undisturbed(two.run, weights=1e-4)
 
 
 def test_a_lost_node_is_survived(slurm: Cluster, world: World) -> None:

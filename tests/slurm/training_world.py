@@ -154,20 +154,20 @@ class World:
         (folder / "slurm" / "site.sh").write_text(f"export PYTHONPATH='{folder}'\n")
         return folder / "slurm" / "train.sbatch"
 
-    def assert_as_undisturbed(self, run: Path, tolerance: float = 1e-5) -> None:
-        """Each step once and in order, every loss and all weights those of the undisturbed run."""
+    def assert_as_undisturbed(self, run: Path, *, weights: float = 1e-5) -> None:
+        """Each step once and in order, every loss (to 1e-5) and all weights those of the undisturbed run."""
         ours, theirs = curve(run), curve(self.undisturbed)
         assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
         for a, b in zip(ours, theirs, strict=True):
             for name in LOSSES:
-                assert a[name] == pytest.approx(b[name], abs=tolerance), f"{name} at step {a['step']}"
+                assert a[name] == pytest.approx(b[name], abs=1e-5), f"{name} at step {a['step']}"
         assert abs(ours[0]["loss"] - ours[-1]["loss"]) > 0.1, (
             "nothing was learnt, so equal curves say nothing"
         )
         mine, other = (load_file(r / "model" / "model.safetensors") for r in (run, self.undisturbed))
         assert mine.keys() == other.keys()
-        for name, weights in mine.items():
-            assert (weights - other[name]).abs().max() <= tolerance, name
+        for name, tensor in mine.items():
+            assert (tensor - other[name]).abs().max() <= weights, name
 
 
 def split(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
