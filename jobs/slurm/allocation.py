@@ -66,7 +66,7 @@ def read_allocation(environment: Mapping[str, str] | None = None) -> Allocation:
         )
     job = int(given["SLURM_JOB_ID"])
     task = _task(given)
-    cpus = _cpus(given)
+    cpus, gpus = _cpus(given), _gpus(given)
     return Allocation(
         job=job,
         name=f"{given['SLURM_ARRAY_JOB_ID']}_{given['SLURM_ARRAY_TASK_ID']}" if task else str(job),
@@ -75,8 +75,8 @@ def read_allocation(environment: Mapping[str, str] | None = None) -> Allocation:
         nodes=int(given.get("SLURM_JOB_NUM_NODES") or 1),
         node=int(given.get("SLURM_NODEID") or 0),
         cpus=cpus,
-        gpus=_gpus(given),
-        memory=_megabytes(given, cpus) << 20,
+        gpus=gpus,
+        memory=_megabytes(given, cpus, gpus) << 20,
         run=Path(given.get("PAIRMILL_RUN_DIR") or Path(given.get("SLURM_SUBMIT_DIR", ".")) / DEFAULT_RUN),
     )
 
@@ -109,10 +109,11 @@ def _gpus(given: Mapping[str, str]) -> int:
     return len(devices.split(",")) if devices else 0
 
 
-def _megabytes(given: Mapping[str, str], cpus: int) -> int:
+def _megabytes(given: Mapping[str, str], cpus: int, gpus: int) -> int:
+    """SLURM sets the one of the three that was asked for, or none."""
     if text := given.get("SLURM_MEM_PER_NODE"):
         return int(text)
-    return int(given.get("SLURM_MEM_PER_CPU") or 0) * cpus
+    return int(given.get("SLURM_MEM_PER_CPU") or 0) * cpus + int(given.get("SLURM_MEM_PER_GPU") or 0) * gpus
 
 
 def own_address() -> str:

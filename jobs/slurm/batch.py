@@ -102,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
             code, mark, why = _work(name, arguments, allocation, told)
         except ConfigError as error:
             _note(allocation, name, EXIT_CONFIG, requeued=False, why=str(error), mark="", began=began)
+            _say(name, f"ended after {time.time() - began:.0f} s: bad configuration, exit code {EXIT_CONFIG}")
             raise
         verdict = again.judge(
             code, told=told.to_stop, cancelled=_is_cancelled(allocation, told), restart=allocation.restart,

@@ -47,11 +47,12 @@ def test_an_allocation_of_two_nodes() -> None:
     [
         ({"SLURM_MEM_PER_NODE": "1000"}, 1000 << 20),
         ({"SLURM_MEM_PER_CPU": "500"}, 4000 << 20),
+        ({"SLURM_MEM_PER_GPU": "500", "SLURM_GPUS_ON_NODE": "4"}, 2000 << 20),
         ({"SLURM_MEM_PER_NODE": "0"}, 0),
         ({}, 0),
     ],
 )
-def test_memory_is_told_a_node_or_a_cpu_or_not(given: dict[str, str], memory: int) -> None:
+def test_memory_is_told_a_node_a_cpu_or_a_gpu_or_not(given: dict[str, str], memory: int) -> None:
     assert read_allocation({**JOB, **given}).memory == memory
 
 

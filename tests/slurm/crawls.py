@@ -159,9 +159,9 @@ class Job:
 
         self.until(came, what, seconds)
 
-    def await_requeue(self) -> None:
+    def await_requeue(self, *, seconds: float = 120) -> None:
         """Until it waits in the queue for its next attempt; that may then begin."""
-        self.wait("PENDING")
+        self.wait("PENDING", seconds=seconds)
         self.until(lambda: not processes(self.id), "the attempt's processes to end", 30)
         self.slurm.start_now(self.id)
 

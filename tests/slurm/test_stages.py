@@ -114,12 +114,14 @@ def test_a_job_that_is_signalled_before_ray_stands_waits_for_nothing(
 def test_where_time_runs_out_the_next_attempt_does_the_rest(
     slurm: Cluster, crawl: Crawl, reference: Crawl
 ) -> None:
-    crawl.site.delay = 2.0
+    crawl.site.delay = 5.0
+    # the signal comes up to a minute early: between one and two minutes, when not all units can be done
     job = submit(
-        slurm, crawl.folder, "--time=1", "--signal=B:USR1@25", arguments=[f"--config={crawl.config}"]
-    )
+        slurm, crawl.folder, "--time=3", "--signal=B:USR1@60",
+        arguments=[f"--config={crawl.config}", "--grace=60"],
+    )  # fmt: skip
     under_way(job, crawl, units=1)
-    job.await_requeue()
+    job.await_requeue(seconds=240)
     crawl.note()
     assert 1 <= len(crawl.standing) < UNITS
     crawl.site.delay = 0.0
@@ -163,6 +165,14 @@ def test_a_finished_step_starts_no_ray(slurm: Cluster, crawl: Crawl, reference: 
     other = submit(slurm, crawl.folder, arguments=[f"--config={crawl.config}", "--image_size=32"])
     assert other.wait()["ExitCode"] == "2:0", other.log()
     assert "image_size" in other.log()
+    assert not list(crawl.run.glob("jobs/*/ray-*"))
+
+
+def test_a_wrong_option_starts_no_ray(slurm: Cluster, crawl: Crawl) -> None:
+    job = submit(slurm, crawl.folder, arguments=[f"--config={crawl.config}", "--image_size=large"])
+    assert job.wait()["ExitCode"] == "2:0", job.log()
+    assert "image_size" in job.log()
+    assert (job.end().code, job.end().requeued) == (2, False)
     assert not list(crawl.run.glob("jobs/*/ray-*"))
 
 
