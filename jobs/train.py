@@ -26,6 +26,9 @@ from pipeline.inputs import file_fingerprint
 from pipeline.shards.format import shard_name
 from pipeline.verify import verify
 
+#: set by torchrun for its processes
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+
 
 def train(config: TrainConfig, *, overwrite: bool = False) -> int:
     """Trains to the end, or goes on from the last checkpoint; returns the exit code.
@@ -79,7 +82,7 @@ def _train_here(config: TrainConfig) -> int:
     from models.training.stopping import die_with_parent
     from models.training.worker import train_here
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if UNDER_TORCHRUN in os.environ:
         die_with_parent(os.getppid())
     return train_here(config)
 
@@ -124,6 +127,11 @@ def run(config: TrainConfig, request: Request) -> int:
         verdicts.tell(EXIT_CONFIG, str(error))
         raise
     verdicts.tell(code)
+    if UNDER_TORCHRUN in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # without the interpreter's teardown: it takes seconds, which a job that is cancelled may not have
+        os._exit(verdicts.exit_code(code))
     return verdicts.exit_code(code)
 
 
