@@ -172,6 +172,7 @@ def _described(fates: Sequence[Fate]) -> str:
 def _submit_all(fates: Sequence[Fate], run: Path) -> None:
     """Submits in order and prints what was; a refusal ends it, and what stands then is printed too."""
     ids: dict[str, int] = {}
+    queue.cancel([job for fate in fates for job in fate.doomed])
     try:
         for fate in fates:
             for job in fate.jobs:

@@ -22,7 +22,7 @@ from jobs import remaining
 from jobs.chain import Step
 from jobs.slurm import books, lineage
 from jobs.slurm.books import Submitted
-from jobs.slurm.queue import JobState
+from jobs.slurm.queue import ENDED, JobState
 from jobs.slurm.scripts import script_for
 from pipeline import storage
 from pipeline.errors import ConfigError
@@ -38,6 +38,8 @@ UNDOING = frozenset(
         *("NO_REQUEUE", "OPEN_MODE", "OUTPUT", "REQUEUE", "SIGNAL", "TEST_ONLY", "WAIT"),
     )
 )
+#: SLURM's reason of a job that waits for one that has failed
+NEVER = "DependencyNeverSatisfied"
 #: of SLURM's variables in a job those that a job which it submits may have: how SLURM is reached
 REACHING = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"))
 
@@ -118,6 +120,7 @@ class Fate:
         why: in words.
         jobs: what is to be submitted.
         active: ids of its jobs that wait or run already.
+        doomed: ids of its jobs that wait for one that has failed, and give way to those in `jobs`.
         writes: whether its output may yet change, by a job submitted now or before.
         left_out: whether nobody has looked how far it is.
         ends: keys or ids of the jobs that one has to wait for where one would wait for this step.
@@ -128,6 +131,7 @@ class Fate:
     why: str
     jobs: tuple[Job, ...] = ()
     active: tuple[int, ...] = ()
+    doomed: tuple[int, ...] = ()
     writes: bool = False
     left_out: bool = False
     ends: tuple[str, ...] = ()
@@ -145,20 +149,35 @@ class Known:
         return [job for job in self.submitted if job.step == step]
 
     def active(self, step: str) -> list[Submitted]:
-        """The jobs of a step that wait or run."""
-        return [job for job in self.of(step) if self.state(job.job)]
+        """The jobs of a step that wait or run, and may come to their end."""
+        return [job for job in self.of(step) if self.state(job.job) and not self.is_doomed(job)]
+
+    def is_doomed(self, job: Submitted) -> bool:
+        """Whether a job still waits, but for one that failed: SLURM takes it out within a minute or so."""
+        if self.state(job.job) != "PENDING":
+            return False
+        reasons = {state.reason for state in self._states_of(job.job)}
+        return NEVER in reasons or any(self._fails(number) for number in job.after)
+
+    def _fails(self, number: int) -> bool:
+        if any(s.state in ENDED and s.state != "COMPLETED" for s in self._states_of(number)):
+            return True
+        return any(self.is_doomed(job) for job in self.submitted if job.job == number)
+
+    def _states_of(self, job: int) -> list[JobState]:
+        return self._by_job.get(str(job), [])
 
     def state(self, job: int) -> str:
         """SLURM's word for a job that waits or runs, of an array for its furthest task; else empty."""
-        words = self._words.get(str(job), set())
+        words = {state.state for state in self._states_of(job) if state.active}
         return "RUNNING" if "RUNNING" in words else min(words, default="")
 
     @cached_property
-    def _words(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
+    def _by_job(self) -> dict[str, list[JobState]]:
+        """The states of each job, of an array those of its tasks."""
+        found: dict[str, list[JobState]] = {}
         for name, state in self.states.items():
-            if state.active:
-                found.setdefault(name.partition("_")[0], set()).add(state.state)
+            found.setdefault(name.partition("_")[0], []).append(state)
         return found
 
     def steps_before(self, job: int) -> set[str]:
@@ -248,6 +267,7 @@ def _chosen(
         step=step,
         why=why,
         jobs=jobs,
+        doomed=tuple(job.job for job in known.of(step.name) if known.is_doomed(job)),
         writes=not units_stand,
         ends=(jobs[-1].key,),
         covers=covers | {step.name},

@@ -336,6 +336,20 @@ def test_jobs_that_wait_or_run_are_not_submitted_again(
     assert len(slurm.jobs) == 4
 
 
+def test_jobs_that_wait_for_one_that_has_failed_give_way(write: Write, slurm: FakeSlurm) -> None:
+    """SLURM takes them out within a minute or so; who submits again meanwhile must not rely on them."""
+    chain = write(["dedup", "pack", "clip"])
+    assert submit(chain) == 0
+    slurm.set_queue(j1="FAILED", j2="PENDING:Dependency", j3="PENDING:Dependency")
+    assert submit(chain, "--pack.group", "2") == 0
+    assert slurm.cancelled == ["2", "3"]
+    assert [slurm.options(n).get("--dependency") for n in (4, 5, 6)] == [None, "afterok:4", "afterok:5"]
+    slurm.set_queue(j4="COMPLETED", j5="RUNNING", j6="PENDING:DependencyNeverSatisfied")
+    assert submit(chain, "--pack.group", "2", "--from", "pack") == 0
+    assert slurm.cancelled == ["2", "3", "6"]
+    assert slurm.options(7)["--dependency"] == "afterok:5"
+
+
 def test_a_path_that_has_come_to_exist_is_no_other_option(
     write: Write, run_step: Run, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

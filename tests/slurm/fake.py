@@ -43,10 +43,12 @@ class FakeSlurm:
         return dict(word.split("=", 1) for word in words)
 
     def set_queue(self, **states: str) -> None:
-        """What squeue says: `j17="RUNNING"`, of an array's task `j17_3="PENDING"`."""
+        """What squeue says: `j17="RUNNING"`, of an array's task `j17_3="PENDING"`, with a reason
+        `j17="PENDING:Resources"`."""
         rows = []
-        for name, state in states.items():
-            values = {"JobArrayID": name.removeprefix("j"), "State": state}
+        for name, text in states.items():
+            state, _, reason = text.partition(":")
+            values = {"JobArrayID": name.removeprefix("j"), "State": state, "Reason": reason}
             rows.append("|".join(values.get(field, "") for field in SQUEUE_FIELDS) + "|\n")
         (self.folder / "queue").write_text("".join(rows))
 

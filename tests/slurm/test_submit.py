@@ -26,8 +26,8 @@ def archive(word: str) -> bytes:
 
 
 def write_chain(root: Path, **changes: dict[str, Any]) -> str:
-    """Three steps, each over archives of its own, which follow each other by order alone."""
-    for name in NAMES:
+    """Two steps over archives of their own, which follow each other by order alone, and a report."""
+    for name in NAMES[:2]:
         (root / "web" / name).mkdir(parents=True, exist_ok=True)
         (root / "web" / name / "a.warc.gz").write_bytes(archive(name))
     steps = {
@@ -35,8 +35,9 @@ def write_chain(root: Path, **changes: dict[str, Any]) -> str:
             "job": "discover", "input": f"{{root}}/web/{name}/*.gz", "output": f"{{root}}/{name}",
             "rules": "none", **changes.get(name, {}),
         }
-        for name in NAMES
+        for name in NAMES[:2]
     }  # fmt: skip
+    steps["third"] = {"job": "report", "candidates": "{root}/second", "output": "{root}/third.html"}
     path = root / "chain.yaml"
     document = {"root": str(root), "steps": steps, "slurm": {"all": SMALL}}
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -69,7 +70,7 @@ def test_a_stage_that_fails_is_mended_and_the_chain_goes_on(
 
     assert cli.main(["submit", chain]) == 0
     assert ends(slurm, root) == {"first": "COMPLETED", "second": "FAILED", "third": "CANCELLED"}, logs(root)
-    assert not (root / "third").exists()
+    assert not (root / "third.html").exists()
     before = times(root / "first")
     assert before
 
@@ -79,7 +80,7 @@ def test_a_stage_that_fails_is_mended_and_the_chain_goes_on(
     assert "first   -    done: 1 unit" in capsys.readouterr().out
     assert ends(slurm, root, 3) == {"second": "COMPLETED", "third": "COMPLETED"}, logs(root)
     assert times(root / "first") == before
-    assert (root / "third/part-00000000.parquet").is_file()
+    assert (root / "third.html").is_file()
 
     assert cli.main(["submit", chain]) == 0
     assert "nothing to submit" in capsys.readouterr().out
@@ -125,7 +126,8 @@ def test_cancel_ends_what_waits_and_runs(
 ) -> None:
     scripts = tmp_path / "scripts"
     scripts.mkdir()
-    (scripts / "discover.sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
+    for verb in ("discover", "report"):
+        (scripts / f"{verb}.sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
     chain = write_chain(tmp_path)
     words = ["submit", chain, "--scripts", str(scripts), "--slurm.first.array=2"]
     assert cli.main(words) == 0
@@ -134,8 +136,8 @@ def test_cancel_ends_what_waits_and_runs(
     capsys.readouterr()
     assert cli.main(words) == 0
     assert "nothing to submit" in capsys.readouterr().out
-    assert cli.main([*words, "--third.rules=coyo"]) == 2
-    assert "rules" in capsys.readouterr().err
+    assert cli.main([*words, "--second.rules=coyo"]) == 2
+    assert 'rules "none" -> "coyo"' in capsys.readouterr().err
 
     assert cli.main(["cancel", chain, "second"]) == 0
     assert capsys.readouterr().out.splitlines() == [
