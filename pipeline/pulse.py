@@ -87,8 +87,8 @@ class Pulse:
 class Beat:
     """What the driver holds: it tells how far it is, and the thread writes that down now and then."""
 
-    def __init__(self, url: str, facts: dict[str, Any]) -> None:
-        self.url, self.facts = url, facts
+    def __init__(self, output: str, url: str, facts: dict[str, Any]) -> None:
+        self.output, self.url, self.facts = output, url, facts
         self.failures = 0
 
     def tell(self, *, done: int, running: int, failed: int, quarantined: int) -> None:
@@ -106,8 +106,10 @@ class Beat:
                 log.warning("%s cannot be written (%s): `status` does not see this run", self.url, error)
 
     def remove(self) -> None:
+        """Takes it away, and those of runs that were killed meanwhile."""
         try:
             storage.remove(self.url, missing_ok=True)
+            sweep(self.output)
         except Exception as error:
             log.info("%s cannot be removed: %s", self.url, error)
 
@@ -128,7 +130,7 @@ def beating(output: str, stage: str, *, units: int = 0, first: int = 0, task: st
     }  # fmt: skip
     host = re.sub(r"[^A-Za-z0-9.]+", "-", facts["host"]) or "host"
     name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
-    beat = Beat(storage.join(folder(output), name), facts)
+    beat = Beat(output, storage.join(folder(output), name), facts)
     ended = threading.Event()
     every = EVERY if storage.is_local(output) else EVERY_REMOTE
     thread = threading.Thread(target=_beat_on, args=(beat, ended, every), name="pulse", daemon=True)
@@ -166,9 +168,10 @@ def living(output: str) -> list[Pulse]:
 
 
 def sweep(output: str) -> None:
-    """Removes the pulses that killed runs have left."""
+    """Removes the pulses that killed runs have left; looking at them (`living`) does not."""
     place = folder(output)
-    storage.sweep_temporary(place)
+    if storage.is_local(output):  # elsewhere a pulse is one request, and leaves nothing half sent
+        storage.sweep_temporary(place)
     for name, facts in _read(output):
         if _is_over(facts):
             for left in storage.list_temporary(place):

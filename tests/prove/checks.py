@@ -18,7 +18,7 @@ from pipeline.commit import pending_folder
 class Damage:
     """What a disturbed output lacks, has twice, or has otherwise than an undisturbed one.
 
-    left: temporary files, pending replacements, locks and quarantined units that nobody took away.
+    left: temporary files, pending replacements, locks, pulses, quarantined units that nobody took away.
     """
 
     lost: int = 0
@@ -109,7 +109,8 @@ def leftovers(output: str) -> list[str]:
     books = storage.join(output, manifest.BOOKS)
     found = [f"quarantined {n}" for n in manifest.list_quarantined(output)]
     found += storage.list_folders(pending_folder(output))
-    found += [i.url for i in storage.list_files(storage.join(books, "locks"))]
+    for name in ("locks", "running"):
+        found += [i.url for i in storage.list_files(storage.join(books, name))]
     if storage.is_local(output):
         found += [str(p) for p in storage.local_path(output).rglob(f"*{storage.TEMP_MARK}*")]
     return found
