@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.pipeline.crawl_server import serving
 from tests.slurm import cluster
 from tests.slurm.cluster import Cluster
+from tests.slurm.crawls import AWKWARD, Crawl, SlowSite
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,27 @@ def slurm(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setenv(name, value)
     yield running_cluster
     running_cluster.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[SlowSite]:
+    with serving(SlowSite()) as running:
+        assert isinstance(running, SlowSite)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reference(site: SlowSite, tmp_path_factory: pytest.TempPathFactory) -> Crawl:
+    """The crawl in peace, without SLURM."""
+    made = Crawl(tmp_path_factory.mktemp("reference"), site)
+    made.here()
+    return made
+
+
+@pytest.fixture
+def crawl(site: SlowSite, reference: Crawl, tmp_path: Path) -> Iterator[Crawl]:
+    """The same crawl, not begun, in a folder with an awkward name, on a web that is somewhat slow."""
+    site.hits.clear()
+    site.delay = 0.5
+    yield Crawl(tmp_path / AWKWARD, site)
+    site.delay = 0.0

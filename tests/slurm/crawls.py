@@ -159,6 +159,12 @@ class Job:
 
         self.until(came, what, seconds)
 
+    def under_way(self, crawl: Crawl, *, units: int = 2) -> None:
+        """Waits until some units stand, with more to come, and remembers them."""
+        self.meanwhile(lambda: crawl.done() >= units, f"{units} units")
+        crawl.note()
+        assert len(crawl.standing) < UNITS
+
     def await_requeue(self, *, seconds: float = 120) -> None:
         """Until it waits in the queue for its next attempt; that may then begin."""
         self.wait("PENDING", seconds=seconds)

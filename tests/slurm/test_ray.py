@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.slurm import again
-from tests.pipeline.crawl_server import serving
 from tests.slurm.cluster import Cluster
-from tests.slurm.crawls import AWKWARD, SCRIPTS, SECRET, UNITS, Crawl, Job, SlowSite, processes, submit
+from tests.slurm.crawls import SCRIPTS, SECRET, Crawl, Job, processes, submit
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(400)]
 
@@ -43,29 +42,6 @@ except Exception as error:
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[SlowSite]:
-    with serving(SlowSite()) as running:
-        assert isinstance(running, SlowSite)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def reference(site: SlowSite, tmp_path_factory: pytest.TempPathFactory) -> Crawl:
-    """The crawl in peace, without SLURM."""
-    made = Crawl(tmp_path_factory.mktemp("reference"), site)
-    made.here()
-    return made
-
-
-@pytest.fixture
-def crawl(site: SlowSite, reference: Crawl, tmp_path: Path) -> Iterator[Crawl]:
-    site.hits.clear()
-    site.delay = 0.5
-    yield Crawl(tmp_path / AWKWARD, site)
-    site.delay = 0.0
-
-
-@pytest.fixture(scope="module")
 def bystander() -> Iterator[None]:
     """Another Ray of the same user on the same machine; it has to be well when all tests have ended."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
@@ -81,13 +57,6 @@ def bystander() -> Iterator[None]:
         assert other.stdout.readline() == "well\n"
 
 
-def under_way(job: Job, crawl: Crawl, *, units: int = 2) -> None:
-    """Waits until some units stand, with more to come, and remembers them."""
-    job.meanwhile(lambda: crawl.done() >= units, f"{units} units")
-    crawl.note()
-    assert len(crawl.standing) < UNITS
-
-
 def folders_of(job: Job) -> set[Path]:
     """Ray's temporary folders of a job that is running."""
     found = set()
@@ -98,8 +67,9 @@ def folders_of(job: Job) -> set[Path]:
     return found
 
 
-def check_nothing_stays(job: Job, folders: set[Path] = frozenset(), *, seconds: float = 20) -> None:  # type: ignore[assignment]
-    job.until(lambda: not processes(job.id), f"no process of the job: {processes(job.id)}", seconds)
+def check_nothing_stays(job: Job, folders: Collection[Path] = (), *, seconds: float = 20) -> None:
+    """No process of the job, no temporary folder, no token."""
+    job.until(lambda: not processes(job.id), "no process of the job", seconds)
     assert [f for f in folders if f.exists()] == []
     assert not list((job.folder / "pairmill-jobs").rglob("token"))
 
@@ -183,7 +153,7 @@ def test_a_killed_part_ends_the_attempt_and_the_next_one_does_the_rest(
     slurm: Cluster, crawl: Crawl, reference: Crawl, server: str
 ) -> None:
     job = submit(slurm, crawl.folder, "--nodes=2", arguments=[f"--config={crawl.config}"])
-    under_way(job, crawl)
+    job.under_way(crawl)
     folders = folders_of(job)
     title, node = {
         "raylet": ("raylet/raylet", "n2"),
@@ -215,7 +185,7 @@ def test_a_killed_part_ends_the_attempt_and_the_next_one_does_the_rest(
 @pytest.mark.usefixtures("bystander")
 def test_a_killed_batch_script_leaves_no_process(slurm: Cluster, crawl: Crawl, reference: Crawl) -> None:
     job = submit(slurm, crawl.folder, "--nodes=2", arguments=[f"--config={crawl.config}"])
-    under_way(job, crawl)
+    job.under_way(crawl)
     folders = folders_of(job)
     (batch,) = processes(job.id, titled="pairmill batch crawl")
     os.kill(batch, signal.SIGKILL)
@@ -233,7 +203,7 @@ def test_a_cancelled_job_ends_cleanly_and_a_later_one_does_the_rest(
     slurm: Cluster, crawl: Crawl, reference: Crawl
 ) -> None:
     job = submit(slurm, crawl.folder, "--nodes=2", arguments=[f"--config={crawl.config}"])
-    under_way(job, crawl)
+    job.under_way(crawl)
     folders = folders_of(job)
     slurm.command("scancel", str(job.id))
     assert job.wait()["JobState"] == "CANCELLED"

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline import manifest
-from tests.pipeline.crawl_server import serving
 from tests.prove.world import World, write_archives
 from tests.slurm.cluster import Cluster
-from tests.slurm.crawls import AWKWARD, UNITS, Crawl, Job, SlowSite, processes, submit
+from tests.slurm.crawls import AWKWARD, UNITS, Crawl, Job, processes, submit
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[SlowSite]:
-    with serving(SlowSite()) as running:
-        assert isinstance(running, SlowSite)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def reference(site: SlowSite, tmp_path_factory: pytest.TempPathFactory) -> Crawl:
-    """The crawl in peace, without SLURM."""
-    made = Crawl(tmp_path_factory.mktemp("reference"), site)
-    made.here()
-    return made
-
-
-@pytest.fixture
-def crawl(site: SlowSite, reference: Crawl, tmp_path: Path) -> Iterator[Crawl]:
-    site.hits.clear()
-    site.delay = 0.5
-    yield Crawl(tmp_path / AWKWARD, site)
-    site.delay = 0.0
-
-
-def under_way(job: Job, crawl: Crawl, *, units: int = 2) -> None:
-    """Waits until some units stand, with more to come, and remembers them."""
-    job.meanwhile(lambda: crawl.done() >= units, f"{units} units")
-    crawl.note()
-    assert len(crawl.standing) < UNITS
 
 
 def books(crawl: Crawl) -> dict[str, bytes]:
@@ -84,7 +52,7 @@ def test_an_array_and_a_finishing_job_make_what_one_job_makes(
 @pytest.mark.prove_ci
 def test_a_signalled_job_goes_on_in_its_next_attempt(slurm: Cluster, crawl: Crawl, reference: Crawl) -> None:
     job = submit(slurm, crawl.folder, arguments=[f"--config={crawl.config}"])
-    under_way(job, crawl)
+    job.under_way(crawl)
     slurm.command("scancel", "--signal=USR1", "--batch", str(job.id))
     job.await_requeue()
     crawl.note()
@@ -120,7 +88,7 @@ def test_where_time_runs_out_the_next_attempt_does_the_rest(
         slurm, crawl.folder, "--time=3", "--signal=B:USR1@60",
         arguments=[f"--config={crawl.config}", "--grace=60"],
     )  # fmt: skip
-    under_way(job, crawl, units=1)
+    job.under_way(crawl, units=1)
     job.await_requeue(seconds=240)
     crawl.note()
     assert 1 <= len(crawl.standing) < UNITS
@@ -132,11 +100,28 @@ def test_where_time_runs_out_the_next_attempt_does_the_rest(
     assert crawl.site.asked_again() == {}
 
 
+def test_where_time_runs_out_without_a_warning_the_next_attempt_does_the_rest(
+    slurm: Cluster, crawl: Crawl, reference: Crawl
+) -> None:
+    """A site may set another signal, and one that comes while Python starts is not heard."""
+    crawl.site.delay = 5.0
+    job = submit(
+        slurm, crawl.folder, "--time=2", "--signal=B:WINCH@1", arguments=[f"--config={crawl.config}"]
+    )
+    job.under_way(crawl, units=1)
+    job.await_requeue(seconds=240)
+    crawl.note()
+    crawl.site.delay = 0.0
+    assert job.wait()["ExitCode"] == "0:0", job.log()
+    assert (job.end(0).code, job.end(0).requeued) == (75, True)
+    crawl.check(reference)
+
+
 def test_a_displaced_job_goes_on_when_its_nodes_are_free(
     slurm: Cluster, crawl: Crawl, reference: Crawl
 ) -> None:
     job = submit(slurm, crawl.folder, "--nodes=2", "--exclusive", arguments=[f"--config={crawl.config}"])
-    under_way(job, crawl)
+    job.under_way(crawl)
     urgent = slurm.submit(
         "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
     )
