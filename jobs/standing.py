@@ -174,7 +174,7 @@ def of_training(name: str, run: Path, lives: Lives = _always) -> Standing:
         return Standing(name=name)
     pulses = [p for p in pulse.living(str(run)) if lives(p)]
     total = int(record.get("steps") or 0)
-    if record["state"] == rundir.FINISHED:
+    if record.get("state") == rundir.FINISHED:
         last = int(_last_row(run).get("step", 0))
         return Standing(name=name, word=DONE, done=total or last, total=total or last, kind="steps")
     row = _last_row(run)

@@ -157,7 +157,9 @@ def _word_of_state(state: JobState, ends: Sequence[End]) -> str:
         return DONE
     if state.state == "CANCELLED":
         return CANCELLED
-    return STOPPED if ends and ends[-1].code == EXIT_STOPPED else FAILED
+    # an end that was requeued is of an earlier attempt: the last one was killed before it could say anything
+    stopped = bool(ends) and ends[-1].code == EXIT_STOPPED and not ends[-1].requeued
+    return STOPPED if stopped else FAILED
 
 
 def _word_of_ends(ends: Sequence[End], *, answers: bool, doomed: bool) -> str:

@@ -232,6 +232,22 @@ def test_cancelled_because_a_step_before_failed(
     assert "failed: the log says why" in text
 
 
+@pytest.mark.parametrize(
+    ("requeued", "expected"),
+    [
+        (False, ("stopped", "17 exit code 75 after 0:01:00")),
+        (True, ("failed", "17 killed by signal 9 after 0:01:00, attempt 2")),  # the second said nothing
+    ],
+)
+def test_stopped_or_killed_in_a_later_attempt(
+    tmp_path: Path, slurm_says: Say, requeued: bool, expected: tuple[str, str]
+) -> None:
+    _submitted(tmp_path / "slurm", "crawl", 17)
+    _ended(tmp_path / "slurm", "17", 75, requeued=requeued)
+    slurm_says([_state("17", "FAILED", elapsed=60, exit="0:9", restarts=int(requeued))])
+    assert _crawl(tmp_path) == expected
+
+
 def test_why_a_job_had_to_begin_again(chain: str, tmp_path: Path, slurm_says: Say) -> None:
     _submitted(tmp_path / "slurm", "crawl", 17)
     _ended(tmp_path / "slurm", "17", 75, requeued=True, why="stopped by a signal, saved; goes on")
