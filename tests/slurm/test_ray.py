@@ -197,7 +197,6 @@ def test_a_killed_batch_script_leaves_no_process(slurm: Cluster, crawl: Crawl, r
     crawl.check(reference)
 
 
-@pytest.mark.prove_ci
 @pytest.mark.usefixtures("bystander")
 def test_a_cancelled_job_ends_cleanly_and_a_later_one_does_the_rest(
     slurm: Cluster, crawl: Crawl, reference: Crawl
