@@ -66,7 +66,8 @@ def judge(
     if code not in (EXIT_STOPPED, CRASHED):
         return Verdict(requeue=False, code=code, why="failed: the log says why")
     if cancelled:
-        return Verdict(requeue=False, code=EXIT_STOPPED, why="ended by SLURM, or asked to end; what is done stays")
+        why = "ended by SLURM, or asked to end; what is done stays"
+        return Verdict(requeue=False, code=EXIT_STOPPED, why=why)
     if code == EXIT_STOPPED and not told:
         why = "stopped by a file STOP, or by a signal to the command alone; submit it again to go on"
         return Verdict(requeue=False, code=code, why=why)

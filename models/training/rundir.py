@@ -131,7 +131,7 @@ def finish_run(folder: Path) -> None:
 
 
 def note_steps(folder: Path, steps: int) -> None:
-    """Notes how many steps the run comes to, for `pairmill status`: epochs alone do not tell without the data.
+    """Notes how many steps the run comes to, for `pairmill status`: epochs alone do not tell it without data.
     No part of the digest."""
     record = read_record(folder)
     if record is not None and record.get("steps") != steps:

@@ -133,8 +133,8 @@ class Cluster:
         return answer  # type: ignore[return-value]
 
     def start_now(self, job: int | str) -> None:
-        """A requeued job waits two minutes; not here. Within the second in which it was requeued its nodes would
-        refuse it, though ("Job credential revoked"), and it would fail for good."""
+        """A requeued job waits two minutes; not here. Within the second in which it was requeued its nodes
+        would refuse it, though ("Job credential revoked"), and it would fail for good."""
         self.command("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def idle(self) -> bool:
@@ -190,9 +190,9 @@ def _start_daemons(cluster: Cluster) -> None:
     _daemon(cluster, folder / "slurmctld.pid", "slurmctld", "-f", conf)
     for node in NODES:
         start_node(cluster, node)
-    cluster.until(lambda: sorted(cluster.command("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").split("\n")) == [
-        f"{node} idle" for node in NODES
-    ], 30, "both nodes to be idle")  # fmt: skip
+    wanted = [f"{node} idle" for node in NODES]
+    ask = ("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t")
+    cluster.until(lambda: sorted(cluster.command(*ask).split("\n")) == wanted, 30, "both nodes to be idle")
 
 
 def start_node(cluster: Cluster, node: str) -> None:
