@@ -3,8 +3,10 @@
 * A command that was stopped by USR1 (time runs out, preemption) has saved and goes on; likewise one that
   SLURM ends because its time is over.
 * One that told an error (1: units failed; 2: configuration) would tell it again.
-* One that crashed (a process killed, a node lost, Ray gone) goes on, unless it crashed three times where it
-  was: the work has not got any further, so the cause lies in the work.
+* One that crashed (a process killed, a node lost, Ray gone) goes on.
+* Unless that happened three times where it was: the work has not got any further, so the cause lies in the
+  work, or in a time limit that is too short for a piece of it. A stop in the first minutes does not count:
+  others may well need the nodes three times in a row.
 * One that SLURM ends for another reason was cancelled, or SLURM itself requeues it. Requeued by us, a
   cancelled job would come back.
 * One that stopped though the job was told nothing was asked by a person: a file STOP, a signal to it alone.
@@ -22,8 +24,10 @@ from pipeline.summary import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
 #: of a command that came to no end of its own: a process was killed, Ray was lost
 CRASHED = EXIT_CRASHED
-#: crashes at the same place after which it is no accident
+#: attempts that ended at the same place after which it is no accident
 ATTEMPTS = 3
+#: seconds that an attempt which was stopped must have had to count as one of them
+A_CHANCE = 600.0
 #: requeued so often; `PAIRMILL_MAX_RESTARTS` or `max_restarts` of a chain's `slurm:` section
 MAX_RESTARTS = 50
 
@@ -49,6 +53,7 @@ def judge(
     mark: str,
     before: Sequence[End],
     told: bool = True,
+    seconds: float = 0.0,
 ) -> Verdict:
     """What follows from how a command ended.
 
@@ -60,6 +65,7 @@ def judge(
         mark: how far the work is.
         before: how the earlier attempts at this job ended.
         told: the job was sent a signal.
+        seconds: how long this attempt took.
     """
     if code == EXIT_DONE:
         return Verdict(requeue=False, code=code, why="done")
@@ -76,17 +82,34 @@ def judge(
         what = "stopped by a signal, saved" if code == EXIT_STOPPED else "crashed"
         why = f"{what}; requeued {restart} times, which is the limit: submit it again to go on"
         return Verdict(requeue=False, code=end_code, why=why)
-    if code == EXIT_STOPPED:
-        return Verdict(requeue=True, code=code, why="stopped by a signal, saved; goes on")
-    crashes = 1
-    for end in reversed(before):
-        if end.code != CRASHED or end.mark != mark:
-            break
-        crashes += 1
-    if crashes >= ATTEMPTS:
-        why = f"crashed {crashes} times at the same place ({mark or 'the start'})"
+    tries = _counts(code, seconds) * (1 + _in_vain(before, mark))
+    if tries >= ATTEMPTS and code == EXIT_STOPPED:
+        why = f"its time ran out {tries} times at the same place ({mark or 'the start'}): give it more time"
         return Verdict(requeue=False, code=end_code, why=why)
-    return Verdict(requeue=True, code=code, why="crashed; goes on from what is saved")
+    if tries >= ATTEMPTS:
+        why = f"crashed {tries} times at the same place ({mark or 'the start'})"
+        return Verdict(requeue=False, code=end_code, why=why)
+    what = (
+        "stopped by a signal, saved; goes on"
+        if code == EXIT_STOPPED
+        else "crashed; goes on from what is saved"
+    )
+    return Verdict(requeue=True, code=code, why=what)
+
+
+def _counts(code: int, seconds: float) -> bool:
+    """Whether an attempt that got no further had its chance to."""
+    return code == CRASHED or (code == EXIT_STOPPED and seconds >= A_CHANCE)
+
+
+def _in_vain(before: Sequence[End], mark: str) -> int:
+    """How many attempts in a row, up to the last, ended where the work is now; short stops left out."""
+    found = 0
+    for end in reversed(before):
+        if end.mark != mark:
+            break
+        found += _counts(end.code, end.ended - end.began)
+    return found
 
 
 def parse_cap(text: str) -> int:

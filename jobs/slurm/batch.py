@@ -107,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
         verdict = again.judge(
             code, told=told.to_stop, cancelled=_is_cancelled(allocation, told), restart=allocation.restart,
             cap=cap, mark=mark, before=books.read_ends(allocation.run, allocation.name),
+            seconds=time.time() - began,
         )  # fmt: skip
         why = f"{verdict.why} ({why})" if why else verdict.why
         _note(allocation, name, code, requeued=verdict.requeue, why=why, mark=mark, began=began)
@@ -231,6 +232,8 @@ def _attend(work: Work, process: subprocess.Popen[bytes], *, lost: Any = lambda:
             _end_lost(process, seconds=LAST if passed_on else 0.0)
             raise RunError("Ray was lost on a node of the job")
         time.sleep(TICK)
+    if passed_on and process.returncode == -signal.SIGUSR1:
+        return EXIT_STOPPED  # a command that saves nothing on its way, such as an evaluation
     known = (0, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED)
     return process.returncode if process.returncode in known else again.CRASHED
 

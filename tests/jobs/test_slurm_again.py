@@ -11,7 +11,7 @@ from jobs.slurm.books import End
 from pipeline.errors import ConfigError
 
 
-def end(code: int, mark: str) -> End:
+def end(code: int, mark: str, *, seconds: float = 0.0) -> End:
     return End(
         job="1",
         restart=0,
@@ -21,7 +21,7 @@ def end(code: int, mark: str) -> End:
         why="",
         mark=mark,
         began=0,
-        ended=0,
+        ended=seconds,
         node="",
     )
 
@@ -63,7 +63,8 @@ def test_what_follows(given: dict, requeue: bool, code: int, why: str) -> None:
         ([end(CRASHED, "step_2")], True),
         ([end(CRASHED, "step_2"), end(CRASHED, "step_2")], False),
         ([end(CRASHED, "step_1"), end(CRASHED, "step_2")], True),
-        ([end(CRASHED, "step_2"), end(75, "step_2"), end(CRASHED, "step_2")], True),
+        ([end(CRASHED, "step_2"), end(75, "step_2")], True),
+        ([end(CRASHED, "step_2"), end(75, "step_2"), end(CRASHED, "step_2")], False),
         ([end(CRASHED, "step_2"), end(CRASHED, "step_1"), end(CRASHED, "step_2")], True),
     ],
 )
@@ -73,6 +74,19 @@ def test_three_crashes_in_a_row_at_one_place_are_no_accident(before: list[End], 
     if not requeue:
         assert verdict.code == 1
         assert "crashed 3 times at the same place (step_2)" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("lengths", "requeue"), [((3600, 3600), False), ((3600, 60), True), ((60, 60, 60, 60), True)]
+)
+def test_time_that_never_suffices_is_not_spent_for_ever(lengths: Sequence[float], requeue: bool) -> None:
+    before = [end(75, "8 units", seconds=seconds) for seconds in lengths]
+    verdict = judge(
+        75, cancelled=False, restart=1, cap=50, mark="8 units", before=before, seconds=3600
+    )  # fmt: skip
+    assert verdict.requeue is requeue
+    assert requeue or "give it more time" in verdict.why
+    assert judge(75, cancelled=False, restart=1, cap=50, mark="9 units", before=before, seconds=3600).requeue
 
 
 def test_the_start_is_a_place_as_well() -> None:
