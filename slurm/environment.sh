@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by every job of this folder, before `pairmill` starts. What your cluster needs (modules, a virtual
 # environment, caches, proxies) goes into site.sh beside this file; site.example.sh shows one.
+
 # Until `pairmill` listens, the warning that time runs out must not end the job.
 trap '' USR1
 
