@@ -56,7 +56,8 @@ def _cancel(submitted: Sequence[Submitted], names: set[str]) -> list[str]:
     """A line for each job that was ended."""
     if not queue.present():
         raise ConfigError("scancel is not on the PATH: no SLURM on this machine")
-    known = Known(submitted=submitted, states=queue.ask([job.job for job in submitted]))
+    times = books.times(submitted)
+    known = Known(submitted=submitted, states=queue.only_of(queue.ask(list(times)), times))
     chosen: set[int] = set()
     for job in submitted:  # in order, so that a job stands behind those that it waits for
         if job.step in names or chosen.intersection(job.after):

@@ -124,7 +124,8 @@ def _known(run: Path, *, needed: bool) -> Known:
     if not submitted or not queue.present():
         return Known(submitted=submitted)
     try:
-        return Known(submitted=submitted, states=queue.ask([job.job for job in submitted]))
+        times = books.times(submitted)
+        return Known(submitted=submitted, states=queue.only_of(queue.ask(list(times)), times))
     except queue.QueueError as error:
         if needed:
             raise

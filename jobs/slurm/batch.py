@@ -95,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
     with _listening() as told:
         began = time.time()
         allocation = read_allocation()
+        if not allocation.restart:
+            books.forget_ends(allocation.run, allocation.name)
         cap = again.parse_cap(os.environ.get("PAIRMILL_MAX_RESTARTS", ""))
         name, arguments = argv[0], list(argv[1:])
         _say(name, f"began: {describe(allocation)}")

@@ -52,7 +52,7 @@ class Submitted:
         tasks: jobs of the array; 0: no array.
         finishes: whether it is the job that ends an array's output (`--task` leaves that out).
         after: ids of the jobs it waits for.
-        time: seconds since 1970.
+        time: seconds since 1970; 0 where nobody knows.
         digest: of the configuration that it was given.
     """
 
@@ -105,16 +105,24 @@ def note_submitted(run: Path, job: Submitted) -> None:
 
 
 def read_submitted(run: Path) -> list[Submitted]:
-    """All jobs ever submitted, in order; a line that a crash has cut off is left out."""
+    """All jobs ever submitted, in order; a line that a crash has cut off is left out, and an id that a SLURM
+    which was set up anew has given again stands for the last job alone."""
     path = run / SUBMITTED
-    found = []
+    found: dict[int, Submitted] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.append(Submitted(**{**values, "after": tuple(values["after"])}))
-    return found
+        job = Submitted(**{**values, "after": tuple(values["after"])})
+        found.pop(job.job, None)
+        found[job.job] = job
+    return list(found.values())
+
+
+def times(submitted: Sequence[Submitted]) -> dict[int, float]:
+    """When each job was submitted, by its id."""
+    return {job.job: job.time for job in submitted}
 
 
 def job_folder(run: Path, job: str) -> Path:
@@ -125,6 +133,12 @@ def note_end(run: Path, end: End) -> None:
     path = job_folder(run, end.job) / f"end-{end.restart}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(str(path), (json.dumps(asdict(end), indent=1) + "\n").encode())
+
+
+def forget_ends(run: Path, job: str) -> None:
+    """Before the first attempt at a job: what stands there is of an older one with its id."""
+    for path in _ends(run, job):
+        path.unlink(missing_ok=True)
 
 
 def read_ends(run: Path, job: str) -> list[End]:

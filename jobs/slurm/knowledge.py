@@ -114,7 +114,8 @@ def look(run: Path) -> Jobs:
     states: dict[str, JobState] = {}
     silent = ""
     try:
-        states = queue.ask([entry.job for entry in submitted])
+        times = books.times(submitted)
+        states = queue.only_of(queue.ask(list(times)), times)
     except QueueError as error:
         silent = str(error)
     found: dict[int, Job] = {}

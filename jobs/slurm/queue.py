@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RunError
@@ -26,10 +27,14 @@ ENDED = frozenset(
     )
 )
 #: the reason comes last: it is the only one of them that may be a sentence
-SQUEUE_FIELDS = ("JobArrayID", "State", "NodeList", "RestartCnt", "TimeUsed", "exit_code", "Reason")
+SQUEUE_FIELDS = (
+    *("JobArrayID", "State", "NodeList", "RestartCnt", "TimeUsed", "exit_code", "SubmitTime", "Reason"),
+)
 SACCT_FIELDS = ("JobID", "State", "NodeList", "ElapsedRaw", "ExitCode", "Reason")
 #: what SLURM calls a job that it has forgotten, or never had
 UNKNOWN = "Invalid job id specified"
+#: seconds by which two clocks, and two ways of reading one, may differ
+SAME_TIME = 3 * 3600.0
 #: what a user may have set to see less in squeue and sacct, or to be asked by scancel
 HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 
@@ -50,6 +55,7 @@ class JobState:
         restarts: how often it was requeued; 0 where only sacct knows the job.
         elapsed: seconds that the present or last attempt has run.
         exit: `code:signal` of one that has ended, such as `1:0`; empty before.
+        submitted: when it was, in seconds since 1970; 0 where nobody knows.
     """
 
     job: str
@@ -59,6 +65,7 @@ class JobState:
     restarts: int = 0
     elapsed: int = 0
     exit: str = ""
+    submitted: float = 0.0
 
     @property
     def active(self) -> bool:
@@ -86,6 +93,21 @@ def ask(ids: Sequence[int]) -> dict[str, JobState]:
     for start in range(0, len(missing), IDS):
         found |= _sacct(missing[start : start + IDS])
     return found
+
+
+def only_of(states: Mapping[str, JobState], submitted: Mapping[int, float]) -> dict[str, JobState]:
+    """The states of the jobs that were submitted then (id -> time; 0 where nobody knows).
+
+    A SLURM that was set up anew counts from 1 again, and an old id is then another job of this user.
+    Requeueing makes a new time of submission, so a job that was requeued is believed.
+    """
+    return {name: state for name, state in states.items() if _is_of(state, submitted)}
+
+
+def _is_of(state: JobState, submitted: Mapping[int, float]) -> bool:
+    told = submitted.get(int(state.job.partition("_")[0]), 0.0)
+    unknown = not state.submitted or not told or state.restarts > 0
+    return unknown or abs(state.submitted - told) < SAME_TIME
 
 
 def cancel(ids: Sequence[int]) -> None:
@@ -147,7 +169,7 @@ def parse_squeue(line: str) -> JobState | None:
     words = line.split("|", len(SQUEUE_FIELDS) - 1)
     if len(words) != len(SQUEUE_FIELDS):
         return None
-    job, state, nodes, restarts, used, status, reason = (word.strip() for word in words)
+    job, state, nodes, restarts, used, status, submitted, reason = (word.strip() for word in words)
     return JobState(
         job=job,
         state=state,
@@ -156,6 +178,7 @@ def parse_squeue(line: str) -> JobState | None:
         restarts=int(restarts) if restarts.isdigit() else 0,
         elapsed=seconds(used),
         exit=_exit_of(status) if state in ENDED else "",
+        submitted=_moment(submitted),
     )
 
 
@@ -188,6 +211,14 @@ def seconds(text: str) -> int:
     for part in parts:
         total = total * 60 + int(part)
     return int(days) * 86400 + total
+
+
+def _moment(text: str) -> float:
+    """Of SLURM's `2026-11-23T08:00:00`, in this machine's time zone; 0 for what is no time."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
 
 
 def _exit_of(status: str) -> str:

@@ -18,14 +18,14 @@ from tests.slurm.cluster import Cluster
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("17|RUNNING|n[1-2]|1|1:02:03|0|None", JobState(job="17", state="RUNNING", nodes="n[1-2]", restarts=1,
-         elapsed=3723)),
-        ("17_3|PENDING||0|0:00|0|Dependency", JobState(job="17_3", state="PENDING", reason="Dependency")),
-        ("17|FAILED|n1|0|1:00|768|NonZeroExitCode",
+        ("17|RUNNING|n[1-2]|1|1:02:03|0|N/A|None", JobState(job="17", state="RUNNING", nodes="n[1-2]",
+         restarts=1, elapsed=3723)),
+        ("17_3|PENDING||0|0:00|0||Dependency", JobState(job="17_3", state="PENDING", reason="Dependency")),
+        ("17|FAILED|n1|0|1:00|768|N/A|NonZeroExitCode",
          JobState(job="17", state="FAILED", nodes="n1", elapsed=60, exit="3:0", reason="NonZeroExitCode")),
-        ("17|CANCELLED|n1|0|0:01|15|None", JobState(job="17", state="CANCELLED", nodes="n1", elapsed=1,
+        ("17|CANCELLED|n1|0|0:01|15|N/A|None", JobState(job="17", state="CANCELLED", nodes="n1", elapsed=1,
          exit="0:15")),
-        ("17|PENDING||0|INVALID||ReqNodeNotAvail, UnavailableNodes:n1 | n2",
+        ("17|PENDING||0|INVALID|||ReqNodeNotAvail, UnavailableNodes:n1 | n2",
          JobState(job="17", state="PENDING", reason="ReqNodeNotAvail, UnavailableNodes:n1 | n2")),
         ("CLUSTER: pairmill", None),
         ("", None),
@@ -33,6 +33,17 @@ from tests.slurm.cluster import Cluster
 )  # fmt: skip
 def test_a_line_of_squeue(line: str, expected: JobState | None) -> None:
     assert parse_squeue(line) == expected
+
+
+def test_an_id_that_was_given_again_is_another_job() -> None:
+    line = "17|RUNNING|n1|{restarts}|0:05|0|2026-11-23T08:00:00|None"
+    new, requeued = (parse_squeue(line.format(restarts=n)) for n in (0, 1))
+    assert new is not None
+    assert requeued is not None
+    day = 86400.0
+    assert queue.only_of({"17": new}, {17: new.submitted + 2}) == {"17": new}
+    assert queue.only_of({"17": new}, {17: new.submitted - day}) == {}
+    assert queue.only_of({"17_3": requeued}, {17: new.submitted - day}) == {"17_3": requeued}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +98,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_accounts_are_asked_for_what_squeue_has_forgotten(programs: Path) -> None:
-    _program(programs, "squeue", f'echo "$@" > {programs}/asked; echo "17|RUNNING|n1|0|0:05|0|None"')
+    _program(programs, "squeue", f'echo "$@" > {programs}/asked; echo "17|RUNNING|n1|0|0:05|0|N/A|None"')
     lines = "16|COMPLETED|n1|75|0:0|None\\n15|RUNNING|n1|99|0:0|None\\n"
     _program(programs, "sacct", f'echo "$@" > {programs}/accounts; printf "{lines}"')
     found = queue.ask([17, 16, 15, 17])
