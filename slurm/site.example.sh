@@ -4,6 +4,9 @@
 # module load python/3.11 cuda/12.8
 # source /shared/envs/pairmill/bin/activate
 
+# Pairmill in a container: a program that enters it, first on PATH, and the same for the other nodes
+# export PATH=/shared/bin:$PATH PAIRMILL_COMMAND=/shared/bin/pairmill
+
 # Credentials belong into files that only you can read, not into the shell from which you submit:
 # export AWS_PROFILE=crawl                       # ~/.aws/credentials
 # export HF_TOKEN_PATH=$HOME/.config/hf-token

@@ -13,6 +13,8 @@ from pathlib import Path
 from jobs.slurm.allocation import Allocation
 from pipeline.errors import ConfigError
 
+#: variable of site.sh: the program by which this command is entered on a node, where it lives in a container
+ENTRY = "PAIRMILL_COMMAND"
 #: tells the tasks of a step to end: srun passes it on; at SIGTERM it kills them before they can clean up
 STOP = signal.SIGUSR2
 #: seconds that they have for it
@@ -61,7 +63,7 @@ def on_every_node(
             "srun", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "--ntasks-per-node=1",
             # since SLURM 22.05 srun does not take this from the job
             f"--cpus-per-task={allocation.cpus}",
-            *options, "--", command(), *words,
+            *options, "--", os.environ.get(ENTRY) or command(), *words,
         ],
         # environment.sh has unset SLURM_EXPORT_ENV, so all of this reaches the nodes
         env={**os.environ, **environment},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.slurm import again
+from jobs.slurm import again, steps
 from tests.slurm.cluster import Cluster
 from tests.slurm.crawls import SCRIPTS, SECRET, Crawl, Job, processes, submit
 
@@ -258,6 +258,28 @@ def test_a_node_that_never_joins_is_waited_for_no_longer_than_told(slurm: Cluste
     assert facts["ExitCode"] == "1:0", job.log()
     assert "Ray has not started within 25 s on 1 of 2 nodes (of n[1-2], counted from 0: 1)" in job.log()
     check_nothing_stays(job, seconds=60)
+
+
+def test_where_pairmill_lives_in_a_container_its_wrapper_is_called_on_every_node(
+    slurm: Cluster, crawl: Crawl, reference: Crawl, site_scripts: Path
+) -> None:
+    wrapper, inside = site_scripts / "bin" / "pairmill", site_scripts / "entered"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\necho "$SLURMD_NODENAME $1 $2 $3" >> "{inside}"\nexec {steps.command()} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    (site_scripts / "site.sh").write_text(
+        f'export PATH="{wrapper.parent}:$PATH" PAIRMILL_COMMAND="{wrapper}"\n'
+    )
+    crawl.site.delay = 0.0
+    job = submit(
+        slurm, crawl.folder, "--nodes=2", arguments=[f"--config={crawl.config}"], scripts=site_scripts
+    )  # fmt: skip
+    assert job.wait()["ExitCode"] == "0:0", job.log()
+    crawl.check(reference)
+    entered = sorted(line.partition(" --")[0] for line in inside.read_text().splitlines())
+    assert entered == ["n1 batch crawl", "n1 batch node ray", "n2 batch node ray"]
 
 
 @pytest.fixture
