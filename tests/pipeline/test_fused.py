@@ -182,8 +182,9 @@ def test_score_finds_nothing_to_do_and_the_books_are_in_order(
     plan = make_plan(alone, output)
     assert (len(plan.units), plan.todo) == (3, [])
     assert make_plan(stage, str(tmp_path / "images")).todo == []
-    states = collect([str(tmp_path / "images"), str(tmp_path / "clip")], {})
-    assert [(s.done, s.total, s.failed) for s in states] == [(3, 3, 0), (3, 3, 0)]
+    (screen,) = collect([str(tmp_path / "images"), str(tmp_path / "clip")])
+    states = [line.standing for line in screen.lines]
+    assert [(s.done, s.total, s.quarantined) for s in states] == [(3, 3, 0), (3, 3, 0)]
     assert states[0].counts is not None
     assert states[0].counts.dropped["below_floor"] > 0
     assert cli.main(["verify", str(tmp_path / "images"), str(tmp_path / "clip")]) == 0
