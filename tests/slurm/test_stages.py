@@ -105,7 +105,8 @@ def test_where_time_runs_out_without_a_warning_the_next_attempt_does_the_rest(
 ) -> None:
     """A site may set another signal, and one that comes while Python starts is not heard."""
     crawl.site.delay = 5.0
-    job = submit(slurm, crawl.folder, "--time=2", "--signal=B:URG@1", arguments=[f"--config={crawl.config}"])
+    # SLURM ends it between one and two minutes after its start; all units would take more than two
+    job = submit(slurm, crawl.folder, "--time=1", "--signal=B:URG@1", arguments=[f"--config={crawl.config}"])
     job.under_way(crawl, units=1)
     job.await_requeue(seconds=240)
     crawl.note()
