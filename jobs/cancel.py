@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.chain import read_outline
-from jobs.run import parse_plain, part, split_overrides, take_variables
 from jobs.slurm import books, queue
 from jobs.slurm.books import Submitted
 from jobs.slurm.submission import Known
 from jobs.submit import run_folder
+from jobs.words import parse_plain, part, split_overrides, take_variables
 from pipeline.errors import ConfigError
 
 

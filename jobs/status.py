@@ -14,10 +14,10 @@ from pathlib import Path
 from jobs import standing
 from jobs.chain import load_chain, read_outline
 from jobs.progress_table import Line, Screen, as_json, join, render
-from jobs.run import parse_plain, part, split_overrides, take_variables
 from jobs.slurm import knowledge
 from jobs.slurm.knowledge import Jobs
 from jobs.slurm.submission import default_run_folder
+from jobs.words import parse_plain, part, split_overrides, take_variables
 from models.training import rundir
 from pipeline import storage
 from pipeline.errors import ConfigError

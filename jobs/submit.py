@@ -24,8 +24,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.chain import choose, load_chain, read_outline
-from jobs.run import parse_plain, part, split_overrides, take_variables
+from jobs.chain import read_outline
 from jobs.slurm import books, queue
 from jobs.slurm.books import Submitted
 from jobs.slurm.scripts import scripts_folder
@@ -38,6 +37,7 @@ from jobs.slurm.submission import (
     environment,
     plan_submission,
 )
+from jobs.words import add_chain, ask
 from pipeline.errors import ConfigError, RunError
 
 #: seconds that sbatch gets to answer
@@ -51,20 +51,18 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: the chain or an option is wrong; nothing was submitted.
         RunError: SLURM refused a job, or does not answer; what was submitted before is in the books.
     """
-    parser = _parser()
-    plain, dotted = part(argv)
-    known = parse_plain(parser, plain)
-    if known.start and known.only:
-        raise ConfigError("--from and --only exclude each other; give one of them")
-    overrides = split_overrides(dotted)
-    variables = take_variables(overrides)
-    steps = load_chain(known.chain, variables=variables, overrides=overrides, overwrite=known.overwrite)
-    chosen = {step.name for step in choose(steps, start=known.start, only=known.only)}
-    run = run_folder(known.chain, variables, known.run_dir)
+    asked = ask(_parser(), argv)
+    known = asked.known
+    chosen = {step.name for step in asked.chosen}
+    run = run_folder(known.chain, asked.variables, known.run_dir)
     scripts = scripts_folder(known.scripts)
     with contextlib.nullcontext() if known.dry_run else _alone(run):
         fates = plan_submission(
-            steps, chosen=chosen, run=run, scripts=scripts, known=_known(run, needed=not known.dry_run)
+            asked.steps,
+            chosen=chosen,
+            run=run,
+            scripts=scripts,
+            known=_known(run, needed=not known.dry_run),
         )
         if known.dry_run:
             print(_described(fates))
@@ -81,10 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="--STEP.option value changes an option of one step, --set.NAME value a variable of the file, "
         "--slurm.STEP.option value and --slurm.all.option value what SLURM is asked for.",
     )
-    parser.add_argument("chain", help="YAML file with the steps")
-    parser.add_argument("--from", dest="start", metavar="STEP", help="begin at this step")
-    parser.add_argument("--only", metavar="STEP", help="submit just this step")
-    parser.add_argument("--overwrite", action="store_true", help="redo what was made differently")
+    add_chain(parser, verb="submit")
     parser.add_argument(
         *("--dry-run", "--dry_run"),
         action="store_true",

@@ -13,9 +13,9 @@ import yaml
 from jobs import cli
 from jobs.chain import choose, load_chain, run_chain
 from jobs.progress_table import render
-from jobs.run import split_overrides
 from jobs.status import collect
 from jobs.verb import Request, Verb
+from jobs.words import split_overrides
 from pipeline import manifest
 from pipeline.errors import ConfigError
 from pipeline.settings import operational

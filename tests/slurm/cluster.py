@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 #: states in which a job will not change any more
@@ -70,6 +72,14 @@ def missing() -> str:
     if absent:
         return f"no SLURM here ({', '.join(absent)} not found): install slurm-wlm and munge"
     return "" if os.geteuid() == 0 else "the daemons of a SLURM of one's own need root"
+
+
+def need() -> None:
+    """Skips the test where there can be no SLURM; fails it where PAIRMILL_REQUIRE_SLURM is set, as in CI."""
+    if reason := missing():
+        if os.environ.get("PAIRMILL_REQUIRE_SLURM"):
+            pytest.fail(f"PAIRMILL_REQUIRE_SLURM is set, but {reason}")
+        pytest.skip(reason)
 
 
 def _path() -> str:

@@ -3,7 +3,6 @@ PAIRMILL_REQUIRE_SLURM is set: then they fail, as in CI."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +16,7 @@ from tests.slurm.crawls import AWKWARD, Crawl, SlowSite
 
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[Cluster]:
-    if reason := cluster.missing():
-        if os.environ.get("PAIRMILL_REQUIRE_SLURM"):
-            pytest.fail(f"PAIRMILL_REQUIRE_SLURM is set, but {reason}")
-        pytest.skip(reason)
+    cluster.need()
     running = cluster.start()
     try:
         yield running

@@ -20,7 +20,6 @@ def books(crawl: Crawl) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in crawl.output.glob("*.json") if "_stats" not in path.name}
 
 
-@pytest.mark.prove_ci
 def test_an_array_and_a_finishing_job_make_what_one_job_makes(
     slurm: Cluster, crawl: Crawl, reference: Crawl
 ) -> None:
