@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -150,11 +151,13 @@ def test_a_storage_that_does_not_answer_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulse, "PATIENCE", 0.1)
-    monkeypatch.setattr(storage, "write_bytes", lambda url, data: time.sleep(3))
+    answers = threading.Event()
+    monkeypatch.setattr(storage, "write_bytes", lambda url, data: answers.wait(60))
     began = time.monotonic()
     with pulse.beating(str(tmp_path), "crawl") as beat:
         beat.tell(done=1, running=1, failed=0, quarantined=0)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
+    answers.set()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"stage": "crawl"}'])
