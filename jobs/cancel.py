@@ -14,7 +14,7 @@ from jobs.slurm import books, queue
 from jobs.slurm.books import Submitted
 from jobs.slurm.submission import Known
 from jobs.submit import run_folder
-from jobs.words import parse_plain, part, split_overrides, take_variables
+from jobs.words import read
 from pipeline.errors import ConfigError
 
 
@@ -35,10 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("chain", help="YAML file with the steps")
     parser.add_argument("step", nargs="*", help="only the jobs of these steps, and what waits for them")
     parser.add_argument(*("--run_dir", "--run-dir"), metavar="FOLDER", help="as it was submitted")
-    plain, dotted = part(argv)
-    known = parse_plain(parser, plain)
-    overrides = split_overrides(dotted)
-    variables = take_variables(overrides)
+    known, variables, overrides = read(parser, argv)
     if overrides:
         raise ConfigError(f"options of steps ({', '.join(overrides)}) mean nothing here; leave them out")
     steps = read_outline(known.chain, variables=variables).steps

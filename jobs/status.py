@@ -17,7 +17,7 @@ from jobs.progress_table import Line, Screen, as_json, join, render
 from jobs.slurm import knowledge
 from jobs.slurm.knowledge import Jobs
 from jobs.slurm.submission import default_run_folder
-from jobs.words import parse_plain, part, split_overrides, take_variables
+from jobs.words import read
 from models.training import rundir
 from pipeline import storage
 from pipeline.errors import ConfigError
@@ -42,13 +42,11 @@ def main(argv: Sequence[str]) -> int:
         help="run folder of `pairmill submit`; by default ROOT/slurm",
     )
     parser.add_argument("--json", action="store_true", help="print the same as JSON, for scripts")
-    plain, dotted = part(argv)
-    known = parse_plain(parser, plain)
+    known, variables, overrides = read(parser, argv)
     wrong = [word for word in known.set if "=" not in word]
     if wrong:
         raise ConfigError(f"--set {wrong[0]!r} must be NAME=VALUE, such as root=demo-run")
-    overrides = split_overrides(dotted)
-    variables = {**dict(word.split("=", 1) for word in known.set), **take_variables(overrides)}
+    variables = {**dict(word.split("=", 1) for word in known.set), **variables}
     screens = collect(known.place, variables, overrides=overrides, run=known.run_dir)
     if known.json:
         print(json.dumps(as_json(screens), indent=1, ensure_ascii=False))

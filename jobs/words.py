@@ -15,9 +15,11 @@ from pipeline.errors import ConfigError
 class Asked:
     """What the words of a command ask for.
 
-    known: the command's own options.
-    variables: of the chain's file, from `--set.NAME value`.
-    steps: all of the chain, `chosen` those that `--from` or `--only` leaves.
+    Attributes:
+        known: the command's own options.
+        variables: of the chain's file, from `--set.NAME value`.
+        steps: all of the chain.
+        chosen: those that `--from` or `--only` leaves.
     """
 
     known: argparse.Namespace
@@ -40,14 +42,28 @@ def ask(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Asked:
     Raises:
         ConfigError: a word, the chain or an option of a step is wrong.
     """
-    plain, dotted = part(argv)
-    known = parse_plain(parser, plain)
+    known, variables, overrides = read(parser, argv)
     if known.start and known.only:
         raise ConfigError("--from and --only exclude each other; give one of them")
-    overrides = split_overrides(dotted)
-    variables = take_variables(overrides)
     steps = load_chain(known.chain, variables=variables, overrides=overrides, overwrite=known.overwrite)
     return Asked(known, variables, steps, choose(steps, start=known.start, only=known.only))
+
+
+def read(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, str], dict[str, list[str]]]:
+    """The command's own options, variables of the chain (`--set.NAME value`), and options of its steps.
+
+    Raises:
+        ConfigError: a word that is none of them.
+    """
+    plain, dotted = part(argv)
+    known, unknown = parser.parse_known_args(plain)
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; options of a step are written --STEP.option value")
+    overrides = split_overrides(dotted)
+    variables = dict(word.removeprefix("--").split("=", 1) for word in overrides.pop("set", []))
+    return known, variables, overrides
 
 
 def part(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -77,19 +93,6 @@ def part(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if not equals and words and not words[0].startswith("--"):
             dotted.append(words.pop(0))
     return plain, dotted
-
-
-def parse_plain(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Raises ConfigError for an option that is none of the parser's."""
-    known, unknown = parser.parse_known_args(list(words))
-    if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}; options of a step are written --STEP.option value")
-    return known
-
-
-def take_variables(overrides: dict[str, list[str]]) -> dict[str, str]:
-    """Takes `--set.NAME value` out of what `split_overrides` found."""
-    return dict(word.removeprefix("--").split("=", 1) for word in overrides.pop("set", []))
 
 
 def split_overrides(words: Sequence[str]) -> dict[str, list[str]]:

@@ -56,7 +56,8 @@ def read_allocation(environment: Mapping[str, str] | None = None) -> Allocation:
     """The allocation of this process.
 
     Raises:
-        ConfigError: not inside a job of SLURM, or an array whose tasks are not 0, 1, ... n - 1.
+        ConfigError: not inside a job of SLURM, an array whose tasks are not 0, 1, ... n - 1, or nodes with
+            different numbers of GPUs.
     """
     given = os.environ if environment is None else environment
     if not given.get("SLURM_JOB_ID"):
@@ -64,15 +65,16 @@ def read_allocation(environment: Mapping[str, str] | None = None) -> Allocation:
             "no SLURM_JOB_ID: this command is what the batch scripts of slurm/ end in; submit one of them "
             "with sbatch, or a chain with `pairmill submit`"
         )
-    job = int(given["SLURM_JOB_ID"])
+    job, nodes = int(given["SLURM_JOB_ID"]), int(given.get("SLURM_JOB_NUM_NODES") or 1)
     task = _task(given)
     cpus, gpus = _cpus(given), _gpus(given)
+    _check_even(given, nodes, gpus)
     return Allocation(
         job=job,
         name=f"{given['SLURM_ARRAY_JOB_ID']}_{given['SLURM_ARRAY_TASK_ID']}" if task else str(job),
         task=task,
         restart=int(given.get("SLURM_RESTART_COUNT") or 0),
-        nodes=int(given.get("SLURM_JOB_NUM_NODES") or 1),
+        nodes=nodes,
         node=int(given.get("SLURM_NODEID") or 0),
         cpus=cpus,
         gpus=gpus,
@@ -101,12 +103,27 @@ def _cpus(given: Mapping[str, str]) -> int:
 
 
 def _gpus(given: Mapping[str, str]) -> int:
-    """`SLURM_GPUS_ON_NODE` is a number; the others may be `a100:8`."""
+    """All that SLURM gave on this node: with --exclusive more than were asked for.
+    `SLURM_GPUS_ON_NODE` is a number; the other may be `a100:8`."""
     for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"):
         if text := given.get(name):
-            return int(text.rpartition(":")[2])
+            return _count(text)
     devices = given.get("SLURM_JOB_GPUS", "")
     return len(devices.split(",")) if devices else 0
+
+
+def _count(text: str) -> int:
+    """Of `8`, `a100:8`, `a100:2,v100:2`."""
+    return sum(int(part.rpartition(":")[2]) for part in text.split(","))
+
+
+def _check_even(given: Mapping[str, str], nodes: int, gpus: int) -> None:
+    """`--gpus` is a number for the whole job, and SLURM may spread 4 over two nodes as 3 and 1."""
+    if nodes > 1 and (text := given.get("SLURM_GPUS")) and _count(text) != gpus * nodes:
+        raise ConfigError(
+            f"--gpus={text} over {nodes} nodes gave {gpus} GPUs on this one: every node must have as many; "
+            f"use --gpus-per-node={max(1, _count(text) // nodes)} instead"
+        )
 
 
 def _megabytes(given: Mapping[str, str], cpus: int, gpus: int) -> int:

@@ -154,7 +154,8 @@ def _is_cancelled(allocation: Allocation, told: Told) -> bool:
     if not told.ended:
         return False
     try:
-        states = queue.ask([allocation.job]).values()
+        # not the accounts as well: SLURM does not wait long for who is to end
+        states = queue.ask_squeue([allocation.job]).values()
     except queue.QueueError:
         return not told.warned
     return all(state.reason != "TimeLimit" for state in states)

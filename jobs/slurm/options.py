@@ -65,7 +65,6 @@ FORMS: dict[str, Form] = {
     "begin": Form(pattern=r"[A-Za-z0-9][A-Za-z0-9:+./-]*", example="now+2hours"),
     "comment": Form(pattern=r"[A-Za-z0-9_][A-Za-z0-9_ .,:@/+=-]*", example="second run"),
     "constraint": Form(pattern=r"[A-Za-z0-9_\[(][A-Za-z0-9_.,:&|!*()\[\]-]*", example="a100&nvlink"),
-    "cpus-per-gpu": Form(pattern=_NUMBER, example="8", number=True),
     "cpus-per-task": Form(pattern=_NUMBER, example="16", number=True),
     "exclude": Form(pattern=_HOSTS, example="n[3-5],n9", several=True),
     "exclusive": Form(pattern=r"true|false|user|mcs", example="true"),
@@ -78,8 +77,6 @@ FORMS: dict[str, Form] = {
     "mail-type": Form(pattern=r"[A-Za-z_]+[0-9]*(,[A-Za-z_]+[0-9]*)*", example="END,FAIL", several=True),
     "mail-user": Form(pattern=rf"{_NAME}", example="me@example.org"),
     "mem": Form(pattern=_MEMORY, example="64G", number=True),
-    "mem-per-cpu": Form(pattern=_MEMORY, example="4G", number=True),
-    "mem-per-gpu": Form(pattern=_MEMORY, example="64G", number=True),
     "nice": Form(pattern=rf"-?{_NUMBER}", example="100", number=True),
     "nodelist": Form(pattern=_HOSTS, example="n[3-5],n9", several=True),
     "nodes": Form(pattern=rf"{_NUMBER}(-{_NUMBER})?", example="4", number=True),
@@ -92,6 +89,8 @@ FORMS: dict[str, Form] = {
     "tmp": Form(pattern=_MEMORY, example="200G", number=True),
     "wckey": Form(pattern=_NAME, example="vision"),
 }
+#: options that sbatch refuses beside what every batch script gives -> that, to be given instead
+INSTEAD = {"cpus-per-gpu": "cpus-per-task", "mem-per-cpu": "mem", "mem-per-gpu": "mem"}
 #: seconds before the time limit at which a job is told to save: --signal=B:USR1@SECONDS
 WARN = "warn"
 ARRAY, AFTER, MAX_RESTARTS = "array", "after", "max_restarts"
@@ -182,6 +181,11 @@ def _by_option(step: str, options: Iterable[tuple[Any, Any]], where: str) -> dic
     for key, value in options:
         name = str(key).replace("_", "-")
         name = MAX_RESTARTS if name == "max-restarts" else name
+        if name in INSTEAD:
+            raise ConfigError(
+                f"{where}.{step}.{name}: sbatch does not take it beside --{INSTEAD[name]}, which the batch "
+                f"scripts give; use {INSTEAD[name]}, of each node"
+            )
         if name not in FORMS and name not in OURS:
             known = ", ".join(sorted((*FORMS, *OURS)))
             raise ConfigError(f"{where}.{step}: unknown option {key!r}; known: {known}")

@@ -7,6 +7,7 @@ the site keeps accounts. Nothing else is asked, and never for the name of a job:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -33,6 +34,8 @@ SQUEUE_FIELDS = (
 SACCT_FIELDS = ("JobID", "State", "NodeList", "ElapsedRaw", "ExitCode", "Reason")
 #: what SLURM calls a job that it has forgotten, or never had
 UNKNOWN = "Invalid job id specified"
+#: of an array's tasks: `3`, `1-4`, `0-6:2`
+RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 #: seconds by which two clocks, and two ways of reading one, may differ
 SAME_TIME = 3 * 3600.0
 #: what a user may have set to see less in squeue and sacct, or to be asked by scancel
@@ -84,14 +87,24 @@ def ask(ids: Sequence[int]) -> dict[str, JobState]:
     Raises:
         QueueError: SLURM does not answer, or is not there.
     """
+    found = ask_squeue(ids)
+    # of an array, squeue may have forgotten some tasks and know the others
+    missing = [number for number in sorted(set(ids)) if str(number) not in found]
+    for start in range(0, len(missing), IDS):
+        found = _sacct(missing[start : start + IDS]) | found
+    return found
+
+
+def ask_squeue(ids: Sequence[int]) -> dict[str, JobState]:
+    """As `ask`, of jobs that have not ended long ago, for who cannot wait for the accounts.
+
+    Raises:
+        QueueError: as `ask`.
+    """
     wanted = sorted(set(ids))
     found: dict[str, JobState] = {}
     for start in range(0, len(wanted), IDS):
         found |= _squeue(wanted[start : start + IDS])
-    known = {state.job.partition("_")[0] for state in found.values()}
-    missing = [number for number in wanted if str(number) not in known]
-    for start in range(0, len(missing), IDS):
-        found |= _sacct(missing[start : start + IDS])
     return found
 
 
@@ -145,21 +158,15 @@ def _sacct(ids: Sequence[int]) -> dict[str, JobState]:
     """Of jobs that squeue has forgotten; empty where no accounts are kept."""
     if shutil.which("sacct") is None:
         return {}
+    # --array, which would name every task of an array, came only after SLURM 22.05
     done = _run(
-        *(
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            "--array",
-            f"--format={','.join(SACCT_FIELDS)}",
-        ),
+        *("sacct", "--noheader", "--parsable2", "--allocations", f"--format={','.join(SACCT_FIELDS)}"),
         f"--jobs={','.join(map(str, ids))}",
         required=False,
     )
     if done.returncode:
         return {}
-    states = filter(None, map(parse_sacct, done.stdout.splitlines()))
+    states = (state for line in done.stdout.splitlines() for state in parse_sacct(line))
     # accounts may call a job running for ever whose end was lost; squeue would know of such a one
     return {state.job: state for state in states if not state.active}
 
@@ -182,21 +189,38 @@ def parse_squeue(line: str) -> JobState | None:
     )
 
 
-def parse_sacct(line: str) -> JobState | None:
-    """A line of sacct; None for what is none."""
+def parse_sacct(line: str) -> list[JobState]:
+    """A line of sacct: mostly one job; several for tasks of an array that never ran, which share a line; none
+    for what is no such line."""
     words = line.split("|", len(SACCT_FIELDS) - 1)
     if len(words) != len(SACCT_FIELDS):
-        return None
+        return []
     job, state, nodes, elapsed, code, reason = (word.strip() for word in words)
     word = (state.split() or [""])[0].rstrip("+")  # `CANCELLED by 1000`
-    return JobState(
-        job=job,
-        state=word,
-        reason=_reason(reason),
-        nodes=_nodes(nodes),
-        elapsed=int(elapsed) if elapsed.isdigit() else 0,
-        exit=code if word in ENDED else "",
-    )
+    return [
+        JobState(
+            job=name,
+            state=word,
+            reason=_reason(reason),
+            nodes=_nodes(nodes),
+            elapsed=int(elapsed) if elapsed.isdigit() else 0,
+            exit=code if word in ENDED else "",
+        )
+        for name in _tasks(job)
+    ]
+
+
+def _tasks(job: str) -> list[str]:
+    """`17_1`, `17_2`, `17_5` of `17_[1-2,5%1]`; a job that is none of an array is the one."""
+    array, bracket, rest = job.partition("_[")
+    if not bracket:
+        return [job]
+    numbers: list[int] = []
+    for part in rest.rstrip("]").partition("%")[0].split(","):
+        if match := RANGE.fullmatch(part):
+            first, last, step = match.groups()
+            numbers += range(int(first), int(last or first) + 1, int(step or 1))
+    return [f"{array}_{number}" for number in numbers]
 
 
 def seconds(text: str) -> int:
@@ -248,6 +272,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
 
 def _run(name: str, *words: str, required: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(HABITS)}
+    environment["SLURM_BITSTR_LEN"] = "0"  # or the tasks of an array end in dots after 64 characters
     try:
         return subprocess.run(
             [name, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,

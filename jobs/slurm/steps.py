@@ -63,6 +63,8 @@ def on_every_node(
             "srun", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}", "--ntasks-per-node=1",
             # since SLURM 22.05 srun does not take this from the job
             f"--cpus-per-task={allocation.cpus}",
+            # nor, of a node that the job has for itself, GPUs that were not asked for
+            *([f"--gpus-per-node={allocation.gpus}"] if allocation.gpus else []),
             *options, "--", os.environ.get(ENTRY) or command(), *words,
         ],
         # environment.sh has unset SLURM_EXPORT_ENV, so all of this reaches the nodes

@@ -62,11 +62,20 @@ def test_memory_is_told_a_node_a_cpu_or_a_gpu_or_not(given: dict[str, str], memo
         ({}, 0),
         ({"SLURM_GPUS_ON_NODE": "4"}, 4),
         ({"SLURM_GPUS_PER_NODE": "a100:8"}, 8),
+        ({"SLURM_GPUS_PER_NODE": "a100:2,v100:1"}, 3),
         ({"SLURM_JOB_GPUS": "0,3"}, 2),
+        ({"SLURM_GPUS": "a100:8", "SLURM_GPUS_ON_NODE": "4"}, 4),
+        ({"SLURM_GPUS": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NUM_NODES": "1"}, 4),
     ],
 )
 def test_gpus(given: dict[str, str], gpus: int) -> None:
     assert read_allocation({**JOB, **given}).gpus == gpus
+
+
+def test_nodes_with_different_numbers_of_gpus_are_refused() -> None:
+    given = {"SLURM_GPUS": "4", "SLURM_GPUS_ON_NODE": "3"}
+    with pytest.raises(ConfigError, match=r"--gpus=4 over 2 nodes gave 3 .* use --gpus-per-node=2"):
+        read_allocation({**JOB, **given})
 
 
 def test_a_task_of_an_array_is_called_as_people_see_it() -> None:

@@ -87,6 +87,8 @@ def test_what_a_job_is_given_is_what_was_parsed(verb: str, tmp_path: Path) -> No
         ({"dedup": {"begin": yaml.safe_load("2026-01-01")}}, "put it in quotes"),
         ({"dedup": {"account": yaml.safe_load("017")}}, "put it in quotes"),
         ({"dedup": {"output": "x"}}, "unknown option 'output'; known: account, after, array"),
+        ({"dedup": {"mem_per_gpu": "8G"}}, "dedup.mem-per-gpu: sbatch does not take it .*; use mem, of each"),
+        ({"all": {"cpus-per-gpu": 8}}, "use cpus-per-task, of each node"),
         *(({"dedup": {name: "x"}}, "unknown option") for name in (
             "error", "wrap", "export", "job-name", "dependency", "chdir", "uid", "requeue", "signal"
         )),

@@ -9,8 +9,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+
+from tests.loopback import await_port
 
 BUCKET = "s3://pairs"
 
@@ -28,12 +29,7 @@ def serving_s3() -> Iterator[int]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                assert time.monotonic() < deadline, "moto's server does not answer"
-                time.sleep(0.1)
+            await_port(port, "moto's server")
             with speaking_to(port):
                 import fsspec
 

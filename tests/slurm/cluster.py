@@ -18,11 +18,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+#: what squeue is to know of jobs that have ended, for as long as a test may take
+NO_ACCOUNTS = "AccountingStorageType=accounting_storage/none\nMinJobAge=3600"
+#: of slurm.conf, and of gres.conf beside it: GPUs that SLURM counts and hands out, made of empty files
+GPUS = "GresTypes=gpu\nNodeName=DEFAULT Gres=gpu:a100:{number}"
+GPU_FILES = "NodeName=n[1-2] Name=gpu Type=a100 File={folder}/gpu[0-{last}]\n"
 #: states in which a job will not change any more
 ENDED = frozenset(
     ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
@@ -45,9 +51,9 @@ SlurmdLogFile={folder}/log/slurmd-%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
 SlurmdParameters=config_overrides
 SwitchType=switch/none
@@ -58,7 +64,7 @@ KillWait={kill_wait}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdTimeout=20
-MinJobAge=3600
+{gpus}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=262144 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=262144 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 State=UP
@@ -68,23 +74,34 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 State=UP
 
 def missing() -> str:
     """Why there can be no SLURM here, in words; empty where there can."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    absent = [name for name in PROGRAMS if shutil.which(name, path=path()) is None]
     if absent:
         return f"no SLURM here ({', '.join(absent)} not found): install slurm-wlm and munge"
     return "" if os.geteuid() == 0 else "the daemons of a SLURM of one's own need root"
 
 
-def need() -> None:
-    """Skips the test where there can be no SLURM; fails it where PAIRMILL_REQUIRE_SLURM is set, as in CI."""
-    if reason := missing():
+def need(more: str = "") -> None:
+    """Skips the test where there can be no SLURM, or what more it needs is missing, in words; fails it where
+    PAIRMILL_REQUIRE_SLURM is set, as in CI."""
+    if reason := missing() or more:
         if os.environ.get("PAIRMILL_REQUIRE_SLURM"):
             pytest.fail(f"PAIRMILL_REQUIRE_SLURM is set, but {reason}")
         pytest.skip(reason)
 
 
-def _path() -> str:
+def path() -> str:
     """Debian keeps the daemons in sbin, which is not on everybody's path."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+class Accounting(Protocol):
+    """Who keeps this SLURM's accounts."""
+
+    def settings(self, folder: Path) -> str:
+        """Lines of slurm.conf."""
+
+    def start(self, cluster: Cluster) -> None:
+        """Called when munged runs, and slurmctld does not yet."""
 
 
 @dataclass
@@ -106,7 +123,7 @@ class Cluster:
         """
         done = subprocess.run(
             words,
-            env={**os.environ, "PATH": _path(), **self.environment, **(environment or {})},
+            env={**os.environ, "PATH": path(), **self.environment, **(environment or {})},
             capture_output=True,
             text=True,
             timeout=60,
@@ -156,12 +173,16 @@ class Cluster:
         self.until(self.idle, 60, "all jobs to end")
 
 
-def start(*, cpus: int = 2, kill_wait: int = 15) -> Cluster:
+def start(
+    *, cpus: int = 2, gpus: int = 0, kill_wait: int = 15, accounting: Accounting | None = None
+) -> Cluster:
     """Starts the daemons and waits until both nodes are idle.
 
     Args:
         cpus: of each node, as SLURM counts them; the machine may have fewer.
+        gpus: of each node, likewise.
         kill_wait: seconds between SIGTERM and SIGKILL for a job that is ended.
+        accounting: who keeps accounts; without, SLURM forgets an hour after a job's end.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
@@ -173,21 +194,26 @@ def start(*, cpus: int = 2, kill_wait: int = 15) -> Cluster:
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     settings = CONFIGURATION.format(
-        folder=folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3), cpus=cpus,
-        kill_wait=kill_wait,
+        folder=folder, host=socket.gethostname().split(".")[0], ports=free_ports(3), cpus=cpus,
+        kill_wait=kill_wait, accounting=accounting.settings(folder) if accounting else NO_ACCOUNTS,
+        gpus=GPUS.format(number=gpus) if gpus else "",
     )  # fmt: skip
     (folder / "slurm.conf").write_text(settings)
+    if gpus:
+        for number in range(gpus):
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(GPU_FILES.format(folder=folder, last=gpus - 1))
     try:
-        _start_daemons(cluster)
+        _start_daemons(cluster, accounting)
     except BaseException:
         stop(cluster)
         raise
     return cluster
 
 
-def _start_daemons(cluster: Cluster) -> None:
+def _start_daemons(cluster: Cluster, accounting: Accounting | None) -> None:
     folder, conf = cluster.folder, str(cluster.folder / "slurm.conf")
-    _daemon(
+    daemon(
         cluster,
         folder / "munge" / "pid",
         *("munged", "--force", f"--key-file={folder}/munge/key", f"--socket={folder}/socket/munge"),
@@ -197,7 +223,9 @@ def _start_daemons(cluster: Cluster) -> None:
             f"--seed-file={folder}/munge/seed",
         ),
     )
-    _daemon(cluster, folder / "slurmctld.pid", "slurmctld", "-f", conf)
+    if accounting:
+        accounting.start(cluster)
+    daemon(cluster, folder / "slurmctld.pid", "slurmctld", "-f", conf)
     for node in NODES:
         start_node(cluster, node)
     wanted = [f"{node} idle" for node in NODES]
@@ -207,14 +235,14 @@ def _start_daemons(cluster: Cluster) -> None:
 
 def start_node(cluster: Cluster, node: str) -> None:
     folder = cluster.folder
-    _daemon(cluster, folder / f"slurmd-{node}.pid", "slurmd", "-f", str(folder / "slurm.conf"), "-N", node)
+    daemon(cluster, folder / f"slurmd-{node}.pid", "slurmd", "-f", str(folder / "slurm.conf"), "-N", node)
 
 
-def _daemon(cluster: Cluster, pid_file: Path, *words: str) -> None:
+def daemon(cluster: Cluster, pid_file: Path, *words: str) -> None:
     """Starts a program that goes into the background, and notes its process."""
     pid_file.unlink(missing_ok=True)
     subprocess.run(
-        words, env={**os.environ, "PATH": _path(), **cluster.environment}, check=True, timeout=30,
+        words, env={**os.environ, "PATH": path(), **cluster.environment}, check=True, timeout=30,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     _await_file(pid_file)
@@ -230,7 +258,7 @@ def _await_file(path: Path, seconds: float = 20) -> None:
 
 def stop(cluster: Cluster) -> None:
     """Ends all jobs and the daemons, by their own process numbers, and removes the folder."""
-    if len(cluster.pids) > 1:
+    if (cluster.folder / "slurmctld.pid").exists():
         subprocess.run(
             ["scancel", "--user=root", "--quiet"],
             env={**os.environ, **cluster.environment},
@@ -259,7 +287,7 @@ def end(pid: int, seconds: float = 15) -> None:
             time.sleep(0.05)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     """Held together, so that they are different ones."""
     probes = [socket.socket() for _ in range(number)]
     try:

@@ -1,5 +1,5 @@
-"""One SLURM for all tests of this folder. Where there is none they say so and are skipped, unless
-PAIRMILL_REQUIRE_SLURM is set: then they fail, as in CI."""
+"""One SLURM for all tests of this folder, and one with GPUs for a few. Where there is none they say so
+and are skipped, unless PAIRMILL_REQUIRE_SLURM is set: then they fail, as in CI."""
 
 from __future__ import annotations
 
@@ -14,23 +14,43 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.crawls import AWKWARD, Crawl, SlowSite
 
 
+def running(**sizes: int) -> Iterator[Cluster]:
+    cluster.need()
+    started = cluster.start(**sizes)
+    try:
+        yield started
+    finally:
+        cluster.stop(started)
+
+
+def within(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster with both nodes idle, and found by every command that the test runs."""
+    for name, value in running.environment.items():
+        monkeypatch.setenv(name, value)
+    yield running
+    running.cancel_all()
+
+
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[Cluster]:
-    cluster.need()
-    running = cluster.start()
-    try:
-        yield running
-    finally:
-        cluster.stop(running)
+    yield from running()
+
+
+@pytest.fixture(scope="session")
+def running_cluster_with_gpus() -> Iterator[Cluster]:
+    yield from running(cpus=8, gpus=4)
 
 
 @pytest.fixture
 def slurm(running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The cluster, with both nodes idle, and found by every command that the test runs."""
-    for name, value in running_cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    yield running_cluster
-    running_cluster.cancel_all()
+    """The cluster that most tests share."""
+    yield from within(running_cluster, monkeypatch)
+
+
+@pytest.fixture
+def slurm_with_gpus(running_cluster_with_gpus: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Another one, whose nodes have GPUs."""
+    yield from within(running_cluster_with_gpus, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.slurm import queue
 from jobs.slurm.queue import JobState, QueueError, parse_sacct, parse_squeue, seconds
-from tests.slurm import cluster
+from tests.slurm import accounts, cluster
 from tests.slurm.cluster import Cluster
 
 
@@ -49,16 +49,26 @@ def test_an_id_that_was_given_again_is_another_job() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("17|CANCELLED by 1000|n1|75|0:15|None", JobState(job="17", state="CANCELLED", nodes="n1", elapsed=75,
-         exit="0:15")),
-        ("17_3|OUT_OF_MEMORY|n1|5|0:125|None", JobState(job="17_3", state="OUT_OF_MEMORY", nodes="n1",
-         elapsed=5, exit="0:125")),
-        ("17|PENDING|None assigned|0|0:0|Priority", JobState(job="17", state="PENDING", reason="Priority")),
-        ("17|x", None),
+        ("17|CANCELLED by 1000|n1|75|0:15|None",
+         [JobState(job="17", state="CANCELLED", nodes="n1", elapsed=75, exit="0:15")]),
+        ("17_3|OUT_OF_MEMORY|n1|5|0:125|None", [JobState(job="17_3", state="OUT_OF_MEMORY", nodes="n1",
+         elapsed=5, exit="0:125")]),
+        ("17|PENDING|None assigned|0|0:0|Priority", [JobState(job="17", state="PENDING", reason="Priority")]),
+        ("17|x", []),
     ],
 )  # fmt: skip
-def test_a_line_of_sacct(line: str, expected: JobState | None) -> None:
+def test_a_line_of_sacct(line: str, expected: list[JobState]) -> None:
     assert parse_sacct(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("tasks", "numbers"),
+    [("3", [3]), ("1-3%1", [1, 2, 3]), ("0,2-3,9-15:3%4", [0, 2, 3, 9, 12, 15]), ("0-1,...", [0, 1])],
+)
+def test_tasks_that_share_a_line_of_sacct(tasks: str, numbers: list[int]) -> None:
+    found = parse_sacct(f"17_[{tasks}]|CANCELLED by 0|None assigned|0|0:0|None")
+    assert [state.job for state in found] == [f"17_{number}" for number in numbers]
+    assert {(state.state, state.nodes) for state in found} == {("CANCELLED", "")}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +115,14 @@ def test_accounts_are_asked_for_what_squeue_has_forgotten(programs: Path) -> Non
     assert {job: state.state for job, state in found.items()} == {"17": "RUNNING", "16": "COMPLETED"}
     assert "--jobs=15,16,17" in (programs / "asked").read_text()
     assert "--jobs=15,16" in (programs / "accounts").read_text()
+
+
+def test_accounts_are_asked_for_the_tasks_of_an_array_that_squeue_has_forgotten(programs: Path) -> None:
+    _program(programs, "squeue", 'echo "17_1|RUNNING|n1|0|0:05|0|N/A|None"')
+    _program(programs, "sacct", 'printf "17_0|FAILED|n1|75|1:0|None\\n17_1|FAILED|n1|75|1:0|None\\n"')
+    states = {job: state.state for job, state in queue.ask([17]).items()}
+    assert states == {"17_0": "FAILED", "17_1": "RUNNING"}
+    assert list(queue.ask_squeue([17])) == ["17_1"]
 
 
 @pytest.mark.parametrize("error", ["slurm_load_jobs error: Unable to contact slurm controller", ""])
@@ -220,3 +238,59 @@ def test_a_controller_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         for pid in reversed(own.pids):
             cluster.end(pid)
         shutil.rmtree(own.folder)
+
+
+#: tasks of an array that need more characters than SLURM prints by itself
+SQUARES = [number**2 for number in range(30)]
+
+
+@pytest.mark.prove
+@pytest.mark.prove_ci
+def test_accounts_tell_what_squeue_has_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.need(accounts.missing())
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\nsleep $1\nexit $2\n")
+    own = cluster.start(accounting=accounts.Accounts())
+    try:
+        monkeypatch.setenv("SLURM_CONF", own.environment["SLURM_CONF"])
+
+        def submit(*options: str, sleep: int = 0, code: int = 0) -> int:
+            return own.submit(*options, "--output=/dev/null", str(script), str(sleep), str(code))
+
+        good = submit("--job-name=a | b\n'c' \"d\" $(e) ü")
+        bad = submit(code=3)
+        doomed = submit(f"--dependency=afterok:{bad}", "--kill-on-invalid-dep=yes")
+        again = submit("--requeue", sleep=300)
+        array = submit(f"--array={','.join(map(str, SQUARES))}%1", sleep=300)
+        tasks = submit("--array=0-3", code=4)
+        own.until(lambda: queue.ask([array])[f"{array}_0"].state == "RUNNING", 60, "task 0")
+        own.wait(again, states=("RUNNING",))
+        own.command("scontrol", "requeue", str(again))
+        own.wait(again, states=("PENDING",))
+        own.wait(tasks)
+        own.command("scancel", f"{array}_0")
+        squeue = ("squeue", "--noheader", "--states=all", "--Format=ArrayTaskID")
+        own.until(lambda: "0" not in own.command(*squeue).split(), 90, "squeue to forget task 0")
+        found = queue.ask([array])
+        assert len(found) == len(SQUARES)
+        assert (found[f"{array}_0"].state, found[f"{array}_1"].state) == ("CANCELLED", "RUNNING")
+        assert {found[f"{array}_{number}"].state for number in SQUARES[2:]} == {"PENDING"}
+
+        queue.cancel([again, array])
+        own.until(lambda: not own.command(*squeue), 90, "squeue to forget")
+
+        found = queue.ask([good, bad, doomed, again, array, tasks, tasks + 100])
+        assert {job: state.state for job, state in found.items()} == {
+            str(good): "COMPLETED",
+            str(bad): "FAILED",
+            str(doomed): "CANCELLED",
+            str(again): "CANCELLED",
+            **{f"{array}_{number}": "CANCELLED" for number in SQUARES},
+            **{f"{tasks}_{number}": "FAILED" for number in range(4)},
+        }
+        assert (found[str(good)].exit, found[str(bad)].exit) == ("0:0", "3:0")
+        assert {found[f"{tasks}_{number}"].exit for number in range(4)} == {"4:0"}
+        assert found[str(good)].nodes in cluster.NODES
+        assert (found[str(doomed)].nodes, found[str(doomed)].reason) == ("", "Dependency")
+    finally:
+        cluster.stop(own)

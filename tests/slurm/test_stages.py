@@ -81,8 +81,8 @@ def test_a_job_that_is_signalled_before_ray_stands_waits_for_nothing(
 def test_where_time_runs_out_the_next_attempt_does_the_rest(
     slurm: Cluster, crawl: Crawl, reference: Crawl
 ) -> None:
-    crawl.site.delay = 5.0
-    # the signal comes up to a minute early: between one and two minutes, when not all units can be done
+    crawl.site.delay = 8.0
+    # the signal comes up to a minute early: between one and two minutes; all units would take more than three
     job = submit(
         slurm, crawl.folder, "--time=3", "--signal=B:USR1@60",
         arguments=[f"--config={crawl.config}", "--grace=60"],
