@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stages.balance import BalanceConfig, balance_stages
@@ -16,6 +14,6 @@ def run(config: BalanceConfig, request: Request) -> int:
 VERB = Verb(config=BalanceConfig, run=run, stage=True, stages=balance_stages)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["balance", *sys.argv[1:]]))
+    entry("balance")

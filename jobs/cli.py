@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,9 +67,14 @@ POSITIONAL = (
 )
 
 
-def entry() -> None:
-    """The `pairmill` command."""
-    sys.exit(main(sys.argv[1:]))
+def entry(*verb: str) -> None:
+    """The `pairmill` command, and `python -m jobs.VERB`."""
+    code = main([*verb, *sys.argv[1:]])
+    # the code stands: while Python and Ray go down (seconds), an interrupt would only end them with another
+    # code and make work that is done look as if it were not
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:

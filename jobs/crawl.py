@@ -5,7 +5,6 @@ way and stores only those above the floor.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -106,6 +105,6 @@ def _save_score(config: CrawlOptions, stage: fused.Fused, output: str) -> None:
 VERB = Verb(config=CrawlOptions, run=run, stage=True, stages=stages)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["crawl", *sys.argv[1:]]))
+    entry("crawl")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stages.dedup import DedupConfig, dedup_stages
@@ -16,6 +14,6 @@ def run(config: DedupConfig, request: Request) -> int:
 VERB = Verb(config=DedupConfig, run=run, stage=True, stages=dedup_stages)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["dedup", *sys.argv[1:]]))
+    entry("dedup")

@@ -188,6 +188,6 @@ def run(config: EvaluateConfig, request: Request) -> int:
 VERB = Verb(config=EvaluateConfig, run=run)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    entry("evaluate")

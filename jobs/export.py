@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from jobs.stages import run_stages
 from jobs.verb import Request, Verb
 from pipeline.stage import Stage
@@ -21,6 +19,6 @@ def run(config: ExportConfig, request: Request) -> int:
 VERB = Verb(config=ExportConfig, run=run, stage=True, stages=stages)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["export", *sys.argv[1:]]))
+    entry("export")

@@ -7,7 +7,6 @@ PNG, by the ending of `--output`. Reads the shard, its parquet and column folder
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from pipeline import storage
@@ -92,6 +91,6 @@ def _kind(output: str) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main as command
+    from jobs.cli import entry
 
-    sys.exit(command(["inspect", *sys.argv[1:]]))
+    entry("inspect")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 
 from jobs.pack_dry_run import dry_run
@@ -91,6 +90,6 @@ def _dry_run(config: PackOptions, request: Request) -> int:
 VERB = Verb(config=PackOptions, run=run, stage=True, stages=stages, has_dry_run=True)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["pack", *sys.argv[1:]]))
+    entry("pack")

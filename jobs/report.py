@@ -5,7 +5,6 @@ The page holds everything inside itself (style, charts, small pictures, a script
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 from jobs.verb import Request, Verb
@@ -106,6 +105,6 @@ def run(config: ReportConfig, request: Request) -> int:
 VERB = Verb(config=ReportConfig, run=run)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["report", *sys.argv[1:]]))
+    entry("report")

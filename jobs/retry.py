@@ -7,7 +7,6 @@ others are those of the crawl, which it saved beside its output.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +151,6 @@ def _state(images: str, numbers: Mapping[int, int]) -> dict[int, tuple[str, int]
 
 
 if __name__ == "__main__":
-    from jobs.cli import main as cli
+    from jobs.cli import entry
 
-    sys.exit(cli(["retry", *sys.argv[1:]]))
+    entry("retry")

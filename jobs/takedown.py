@@ -217,6 +217,6 @@ def _hints(report: Report) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main as pairmill
+    from jobs.cli import entry
 
-    sys.exit(pairmill(["takedown", *sys.argv[1:]]))
+    entry("takedown")

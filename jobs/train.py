@@ -141,6 +141,6 @@ CONFIGS = Path(train_config.__file__).resolve().parents[1] / "recipes" / "config
 VERB = Verb(config=TrainConfig, run=run, configs=CONFIGS)
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from jobs.cli import entry
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    entry("train")

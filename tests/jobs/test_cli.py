@@ -120,6 +120,23 @@ def test_a_folder_that_hides_our_package_is_noticed(tmp_path: Path) -> None:
     assert "another folder" in from_here.stderr
 
 
+def test_an_interrupt_while_python_ends_does_not_change_the_exit_code() -> None:
+    late = (
+        "import atexit, os, signal, sys; "
+        "atexit.register(lambda: [os.kill(os.getpid(), n) for n in (signal.SIGUSR1, signal.SIGINT)]); "
+        "sys.argv[1:] = {}; "
+        "from jobs.cli import entry; "
+        "entry()"
+    )
+    for words, code in ((["--version"], 0), (["nothing"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", late.format(words)],
+            cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert "KeyboardInterrupt" not in done.stderr
+
+
 CHAIN = """
 root: {root}
 vars: {{size: "2"}}
