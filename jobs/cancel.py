@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jobs.chain import read_outline
 from jobs.slurm import books, queue
 from jobs.slurm.books import Submitted
-from jobs.slurm.submission import Known
+from jobs.slurm.known import Known
 from jobs.submit import run_folder
 from jobs.words import read
 from pipeline.errors import ConfigError
@@ -53,8 +53,7 @@ def _cancel(submitted: Sequence[Submitted], names: set[str]) -> list[str]:
     """A line for each job that was ended."""
     if not queue.present():
         raise ConfigError("scancel is not on the PATH: no SLURM on this machine")
-    times = books.times(submitted)
-    known = Known(submitted=submitted, states=queue.only_of(queue.ask(list(times)), times))
+    known = Known(submitted=submitted, states=queue.ask_submitted(books.times(submitted)))
     chosen: set[int] = set()
     for job in submitted:  # in order, so that a job stands behind those that it waits for
         if job.step in names or chosen.intersection(job.after):

@@ -14,9 +14,8 @@ from pathlib import Path
 from jobs import standing
 from jobs.chain import load_chain, read_outline
 from jobs.progress_table import Line, Screen, as_json, join, render
-from jobs.slurm import knowledge
+from jobs.slurm import books, knowledge
 from jobs.slurm.knowledge import Jobs
-from jobs.slurm.submission import default_run_folder
 from jobs.words import read
 from models.training import rundir
 from pipeline import storage
@@ -94,7 +93,7 @@ def _chain(
 def _run_folder(root: str) -> Path | None:
     """None where the chain's root is no local folder: it was submitted with `--run_dir`, or not at all."""
     try:
-        return default_run_folder(root)
+        return books.default_run_folder(root)
     except ConfigError:
         return None
 

@@ -27,16 +27,10 @@ from pathlib import Path
 from jobs.chain import read_outline
 from jobs.slurm import books, queue
 from jobs.slurm.books import Submitted
+from jobs.slurm.job import Job
+from jobs.slurm.known import Known
 from jobs.slurm.scripts import scripts_folder
-from jobs.slurm.submission import (
-    Fate,
-    Job,
-    Known,
-    check_run_folder,
-    default_run_folder,
-    environment,
-    plan_submission,
-)
+from jobs.slurm.submission import Fate, plan_submission
 from jobs.words import add_chain, ask
 from pipeline.errors import ConfigError, RunError
 
@@ -101,7 +95,7 @@ def run_folder(chain: str, variables: dict[str, str], given: str | None) -> Path
     if given is not None and not given:
         raise ConfigError("--run_dir is empty; give a folder, or leave it out")
     outline = read_outline(chain, variables=variables)
-    return check_run_folder(Path(given) if given else default_run_folder(outline.root))
+    return books.check_run_folder(Path(given) if given else books.default_run_folder(outline.root))
 
 
 def _known(run: Path, *, needed: bool) -> Known:
@@ -119,8 +113,7 @@ def _known(run: Path, *, needed: bool) -> Known:
     if not submitted or not queue.present():
         return Known(submitted=submitted)
     try:
-        times = books.times(submitted)
-        return Known(submitted=submitted, states=queue.only_of(queue.ask(list(times)), times))
+        return Known(submitted=submitted, states=queue.ask_submitted(books.times(submitted)))
     except queue.QueueError as error:
         if needed:
             raise
@@ -212,7 +205,7 @@ def _submit(job: Job, ids: dict[str, int]) -> int:
     name = job.step.name
     try:
         done = subprocess.run(
-            job.command(ids), env=environment(job), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            job.command(ids), env=job.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
             errors="replace", timeout=PATIENCE, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

@@ -10,6 +10,8 @@ again        whether a job that ended goes on in a requeued one
 offspring    the processes that this one started, all of them and no other
 options      options of sbatch that a chain may name
 submission   which jobs a chain comes to
+job          a job as sbatch gets it
+known        the jobs of a chain that were submitted before
 queue        squeue, sacct, scancel
 knowledge    what SLURM and the run folder together know of the jobs of a chain
 wording      the same in a few words

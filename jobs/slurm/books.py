@@ -95,6 +95,40 @@ class End:
     node: str
 
 
+def default_run_folder(root: str) -> Path:
+    """`{root}/slurm`.
+
+    Raises:
+        ConfigError: the root is on an object store.
+    """
+    try:
+        if storage.is_local(root):
+            return storage.local_path(root) / "slurm"
+    except (ValueError, ImportError):  # a protocol that nobody knows
+        pass
+    raise ConfigError(f"root {root!r} is no folder of this machine; say where logs go: --run_dir FOLDER")
+
+
+def check_run_folder(run: Path) -> Path:
+    """The run folder as an absolute path.
+
+    Raises:
+        ConfigError: SLURM could not write logs there.
+    """
+    run = run.absolute()
+    wrong = re.search(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]", str(run))
+    if wrong:
+        raise ConfigError(
+            f"run folder {str(run)!r} has {wrong[0]!r} in it, which SLURM does not take in the path of a "
+            "log; give another --run_dir"
+        )
+    return run
+
+
+def step_file(run: Path, step: str) -> Path:
+    return run / STEPS / f"{step}.yaml"
+
+
 def note_submitted(run: Path, job: Submitted) -> None:
     """Appends a line; it is on the disk when this returns, since the job is in SLURM's hands by then."""
     run.mkdir(parents=True, exist_ok=True)

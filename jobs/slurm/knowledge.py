@@ -114,8 +114,7 @@ def look(run: Path) -> Jobs:
     states: dict[str, JobState] = {}
     silent = ""
     try:
-        times = books.times(submitted)
-        states = queue.only_of(queue.ask(list(times)), times)
+        states = queue.ask_submitted(books.times(submitted))
     except QueueError as error:
         silent = str(error)
     found: dict[int, Job] = {}

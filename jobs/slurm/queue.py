@@ -108,6 +108,15 @@ def ask_squeue(ids: Sequence[int]) -> dict[str, JobState]:
     return found
 
 
+def ask_submitted(submitted: Mapping[int, float]) -> dict[str, JobState]:
+    """As `ask`, of jobs by when they were submitted: `only_of` them.
+
+    Raises:
+        QueueError: as `ask`.
+    """
+    return only_of(ask(list(submitted)), submitted)
+
+
 def only_of(states: Mapping[str, JobState], submitted: Mapping[int, float]) -> dict[str, JobState]:
     """The states of the jobs that were submitted then (id -> time; 0 where nobody knows).
 

@@ -1,4 +1,4 @@
-"""Which jobs a chain comes to: what is to be done, which job waits for which, and the words of sbatch.
+"""Which jobs a chain comes to: what is to be done, and which job waits for which.
 
 Nothing here writes or submits. A step is submitted unless it is done, or a job of it waits or runs already;
 one that reads what another job is about to write is not known to be done, and is submitted too. It waits for
@@ -8,11 +8,8 @@ the step before it and all that write what it reads; or for those that its `afte
 from __future__ import annotations
 
 import os
-import re
-import sysconfig
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,93 +19,13 @@ from jobs import remaining
 from jobs.chain import Step
 from jobs.slurm import books, lineage
 from jobs.slurm.books import Submitted
-from jobs.slurm.queue import ENDED, JobState
+from jobs.slurm.job import Job
+from jobs.slurm.known import Known
 from jobs.slurm.scripts import script_for
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.settings import differences
 from pipeline.stage import Stage
-
-#: variables of sbatch that would undo what is submitted or what the batch scripts say, the secrets that they
-#: keep out above all
-UNDOING = frozenset(
-    f"SBATCH_{name}"
-    for name in (
-        *("ARRAY_INX", "DEBUG", "ERROR", "EXPORT", "EXPORT_FILE", "GET_USER_ENV", "INPUT", "JOB_NAME"),
-        *("NO_REQUEUE", "OPEN_MODE", "OUTPUT", "REQUEUE", "SIGNAL", "TEST_ONLY", "WAIT"),
-    )
-)
-#: SLURM's reason of a job that waits for one that has failed
-NEVER = "DependencyNeverSatisfied"
-#: of SLURM's variables in a job those that a job which it submits may have: how SLURM is reached
-REACHING = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A job that is to be submitted.
-
-    Attributes:
-        key: stands for the job's id until there is one: `@crawl`, of an array's tasks `@crawl/tasks`.
-        step: what it runs.
-        tasks: jobs of the array; 0: no array.
-        finishes: whether it ends the output of an array.
-        after: ids or keys of the jobs that it waits for.
-        script: the batch script.
-        run: the run folder.
-    """
-
-    key: str
-    step: Step
-    tasks: int = 0
-    finishes: bool = False
-    after: tuple[str, ...] = ()
-    script: Path
-    run: Path
-
-    @property
-    def config(self) -> Path:
-        """What it is given as --config."""
-        return step_file(self.run, self.step.name)
-
-    @property
-    def text(self) -> str:
-        """The content of that file."""
-        return self.step.request.resolved
-
-    def log(self, job: int | str = "") -> str:
-        """Where it writes what it prints; of an array, where task `*` does."""
-        number = f"{job}_*" if self.tasks else str(job)
-        return str(self.run / books.LOGS / f"{self.step.name}-{number}.log")
-
-    def command(self, ids: Mapping[str, int] | None = None) -> list[str]:
-        """sbatch and its words.
-
-        Args:
-            ids: key -> id of the jobs submitted so far; without them keys stand where ids will.
-        """
-        name = f"pairmill.{self.step.name}" + (".finish" if self.finishes else "")
-        number = "%A_%a" if self.tasks else "%j"
-        # sbatch puts numbers in for %j and the like; a % of the path itself is written twice
-        log = str(self.run).replace("%", "%%") + f"/{books.LOGS}/{self.step.name}-{number}.log"
-        words = ["sbatch", "--parsable", f"--job-name={name}", f"--output={log}"]
-        slurm = self.step.slurm
-        if self.tasks:
-            words.append(f"--array=0-{self.tasks - 1}" + (f"%{slurm.at_once}" if slurm.at_once else ""))
-        if self.after:
-            waits = ":".join(str((ids or {}).get(name, name)) for name in self.after)
-            # a job whose dependency has failed would else wait for ever
-            words += [f"--dependency=afterok:{waits}", "--kill-on-invalid-dep=yes"]
-        if self.finishes and "nodes" in slurm.flags:
-            slurm = replace(slurm, flags={**slurm.flags, "nodes": "1"})
-        return [*words, *slurm.words, str(self.script), "--config", str(self.config)]
-
-    def variables(self) -> dict[str, str]:
-        """What the batch scripts take over from the environment of sbatch."""
-        found = {"PAIRMILL_RUN_DIR": str(self.run), "PAIRMILL_STEP": self.step.name}
-        if self.step.slurm.max_restarts is not None:
-            found["PAIRMILL_MAX_RESTARTS"] = str(self.step.slurm.max_restarts)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,81 +53,6 @@ class Fate:
     left_out: bool = False
     ends: tuple[str, ...] = ()
     covers: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What the books and SLURM say of jobs submitted before: `submitted` in order, `states` by job."""
-
-    submitted: Sequence[Submitted] = ()
-    states: Mapping[str, JobState] = field(default_factory=dict)
-
-    def of(self, step: str) -> list[Submitted]:
-        return [job for job in self.submitted if job.step == step]
-
-    def active(self, step: str) -> list[Submitted]:
-        """The jobs of a step that wait or run, and may come to their end."""
-        return [job for job in self.of(step) if self.state(job.job) and not self.is_doomed(job)]
-
-    def is_doomed(self, job: Submitted) -> bool:
-        """Whether a job still waits, but for one that failed: SLURM takes it out within a minute or so."""
-        if self.state(job.job) != "PENDING":
-            return False
-        reasons = {state.reason for state in self._states_of(job.job)}
-        return NEVER in reasons or any(self._fails(number) for number in job.after)
-
-    def _fails(self, number: int) -> bool:
-        if any(s.state in ENDED and s.state != "COMPLETED" for s in self._states_of(number)):
-            return True
-        return any(self.is_doomed(job) for job in self.submitted if job.job == number)
-
-    def _states_of(self, job: int) -> list[JobState]:
-        return self._by_job.get(str(job), [])
-
-    def state(self, job: int) -> str:
-        """SLURM's word for a job that waits or runs, of an array for its furthest task; else empty."""
-        words = {state.state for state in self._states_of(job) if state.active}
-        return "RUNNING" if "RUNNING" in words else min(words, default="")
-
-    @cached_property
-    def _by_job(self) -> dict[str, list[JobState]]:
-        """The states of each job, of an array those of its tasks."""
-        found: dict[str, list[JobState]] = {}
-        for name, state in self.states.items():
-            found.setdefault(name.partition("_")[0], []).append(state)
-        return found
-
-    def steps_before(self, job: int) -> set[str]:
-        """Names of the steps whose jobs a job waits for, directly or not."""
-        by_id = {known.job: known for known in self.submitted}
-        found: set[str] = set()
-        waiting = [job]
-        while waiting:
-            known = by_id.pop(waiting.pop(), None)
-            if known is not None:
-                found.add(known.step)
-                waiting += known.after
-        return found
-
-
-def step_file(run: Path, step: str) -> Path:
-    return run / books.STEPS / f"{step}.yaml"
-
-
-def check_run_folder(run: Path) -> Path:
-    """The run folder as an absolute path.
-
-    Raises:
-        ConfigError: SLURM could not write logs there.
-    """
-    run = run.absolute()
-    wrong = re.search(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]", str(run))
-    if wrong:
-        raise ConfigError(
-            f"run folder {str(run)!r} has {wrong[0]!r} in it, which SLURM does not take in the path of a "
-            "log; give another --run_dir"
-        )
-    return run
 
 
 def plan_submission(
@@ -360,7 +202,7 @@ def _check_same(step: Step, job: Submitted, run: Path) -> None:
     Raises:
         ConfigError: the step would be given something else now.
     """
-    path = step_file(run, step.name)
+    path = books.step_file(run, step.name)
     if not path.is_file():
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -419,32 +261,6 @@ def _check_array(step: Step) -> None:
             f"{where}: `{step.job}` exchanges between all shards ({names or 'nothing is written'}), which "
             "jobs of an array cannot; leave `array` out, and give it more `nodes`"
         )
-
-
-def environment(job: Job) -> dict[str, str]:
-    """What sbatch is started with: this process's variables, but those that would undo what is submitted, and
-    those of a job that this process may be part of."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in UNDOING and (not name.startswith("SLURM_") or name in REACHING)
-    }
-    path = os.pathsep.join(filter(None, (sysconfig.get_path("scripts"), kept.get("PATH", ""))))
-    return {**kept, "PATH": path, **job.variables()}
-
-
-def default_run_folder(root: str) -> Path:
-    """`{root}/slurm`.
-
-    Raises:
-        ConfigError: the root is on an object store.
-    """
-    try:
-        if storage.is_local(root):
-            return storage.local_path(root) / "slurm"
-    except (ValueError, ImportError):  # a protocol that nobody knows
-        pass
-    raise ConfigError(f"root {root!r} is no folder of this machine; say where logs go: --run_dir FOLDER")
 
 
 def _listed(names: Sequence[str]) -> str:
