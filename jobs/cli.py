@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 some unit failed, 2 bad configuration, 75 stopped by a sig
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -14,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -69,12 +71,25 @@ POSITIONAL = (
 
 def entry(*verb: str) -> None:
     """The `pairmill` command, and `python -m jobs.VERB`."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        # what a batch script ignores stays ignored
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, functools.partial(_interrupt, os.getpid()))
     code = main([*verb, *sys.argv[1:]])
-    # the code stands: while Python and Ray go down (seconds), an interrupt would only end them with another
-    # code and make work that is done look as if it were not
+    # the code stands: while Python and Ray go down (a second), a signal would only end them with another code
+    # and make work that is done look as if it were not; should they hang, SIGTERM still ends them
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code)
+
+
+def _interrupt(process: int, number: int, _frame: FrameType | None) -> None:
+    """Whatever does not listen itself ends at these signals as it does at Ctrl-C."""
+    if os.getpid() == process:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)  # a copy of this process is none of the command
+    signal.raise_signal(number)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -54,7 +54,7 @@ def execute(
         ConfigError: a worker says that the configuration is impossible.
         RunError: the run cannot go on.
     """
-    # twice: Ray sets a handler of its own when it starts, which takes a while
+    # twice: Ray's C++ part sets handlers of its own when it starts, which takes a while
     beating = pulse.beating(
         output, stage.name, units=len(plan.units), first=plan.done, task=options.task or ""
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,16 +46,33 @@ def ray_session(options: RayOptions) -> Iterator[None]:
     # at every start, before its own logging level counts.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if options.address:
-        ray.init(address=options.address, **quiet)
-    else:
-        # `local`: without it Ray would join a cluster that somebody else started on this machine
-        ray.init(address="local", num_cpus=options.cpus or None, include_dashboard=False, **quiet)
+    with _without_its_sigterm():
+        if options.address:
+            ray.init(address=options.address, **quiet)
+        else:
+            # `local`: without it Ray would join a cluster that somebody else started on this machine
+            ray.init(address="local", num_cpus=options.cpus or None, include_dashboard=False, **quiet)
     try:
         yield
     finally:
         if not session.is_shared():
             session.close()
+
+
+@contextlib.contextmanager
+def _without_its_sigterm() -> Iterator[None]:
+    """Ray's handlers of SIGTERM exit in the middle of its start, and what is half built then crashes; without
+    them the signal is the caller's, who gets it once Ray is there."""
+    utils = sys.modules["ray._private.utils"]
+    name = "set_sigterm_handler"
+    before = getattr(utils, name, None)
+    setattr(utils, name, lambda handler: None)
+    try:
+        yield
+    finally:
+        setattr(utils, name, before)
+        # Ray's C++ part has one too, which has the process aborted unless it is gone within 3 seconds
+        signal.alarm(0)
 
 
 class Worker:

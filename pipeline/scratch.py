@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,14 +43,16 @@ def sweep(*, base: str | None = None) -> int:
     many."""
     swept = 0
     for place in Path(base or tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.getuid():
-            swept += _sweep_one(place)
+        swept += _sweep_one(place)
     return swept
 
 
 def _sweep_one(place: Path) -> bool:
     """Only folders with an owner file are ours to judge: others that begin alike may be anything."""
     try:
+        found = place.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return False
         with (place / OWNER).open("r+") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(owner.fileno()).st_mtime < GRACE and not _was_locked(place):

@@ -349,8 +349,10 @@ def sweep_temporary(folder: str, *, older_than: float = 3600.0) -> None:
         return
     limit = time.time() - older_than
     for path in local_path(folder).iterdir():
-        if TEMP_MARK in path.name and path.stat().st_mtime < limit:
-            path.unlink(missing_ok=True)
+        if TEMP_MARK in path.name:
+            with contextlib.suppress(FileNotFoundError):  # the run that writes it has given it its name
+                if path.stat().st_mtime < limit:
+                    path.unlink()
 
 
 def _give_up_uploads(folder: str, *, older_than: float) -> None:

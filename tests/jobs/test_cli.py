@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -120,21 +121,48 @@ def test_a_folder_that_hides_our_package_is_noticed(tmp_path: Path) -> None:
     assert "another folder" in from_here.stderr
 
 
-def test_an_interrupt_while_python_ends_does_not_change_the_exit_code() -> None:
-    late = (
-        "import atexit, os, signal, sys; "
-        "atexit.register(lambda: [os.kill(os.getpid(), n) for n in (signal.SIGUSR1, signal.SIGINT)]); "
-        "sys.argv[1:] = {}; "
-        "from jobs.cli import entry; "
-        "entry()"
+def _signalled(before: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of its own, after some lines of Python."""
+    script = f"import os, signal, sys\n{before}\nfrom jobs.cli import entry\nentry()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
-    for words, code in ((["--version"], 0), (["nothing"], 2)):
-        done = subprocess.run(
-            [sys.executable, "-c", late.format(words)],
-            cwd=Path(__file__).parents[2], capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == code
-        assert "KeyboardInterrupt" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["nothing"], 2)])
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(words: list[str], code: int) -> None:
+    late = "import atexit\natexit.register(lambda: [os.kill(os.getpid(), s) for s in ({}, {})])"
+    done = _signalled(late.format(int(signal.SIGUSR1), int(signal.SIGINT)), *words)
+    assert done.returncode == code
+    assert "KeyboardInterrupt" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_what_does_not_listen_stops_it(number: int) -> None:
+    early = "import jobs.status\njobs.status.main = lambda words: os.kill(os.getpid(), {})"
+    done = _signalled(early.format(int(number)), "status", "anything")
+    assert (done.returncode, done.stderr) == (75, "pairmill status: stopped\n")
+
+
+def test_a_signal_that_a_batch_script_ignores_stays_ignored() -> None:
+    ignored = "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\nimport jobs.status\n"
+    early = f"{ignored}jobs.status.main = lambda words: os.kill(os.getpid(), {int(signal.SIGUSR1)}) or 0"
+    assert _signalled(early, "status", "anything").returncode == 0
+
+
+def test_a_signal_to_a_copy_of_the_process_ends_that_copy() -> None:
+    copied = """
+def copied(words):
+    process = os.fork()
+    if not process:
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+import jobs.status
+jobs.status.main = copied
+"""
+    done = _signalled(copied, "status", "anything")
+    assert (done.returncode, done.stderr) == (256 - signal.SIGTERM, "")
 
 
 CHAIN = """

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -171,6 +172,19 @@ def test_stop_in_the_middle_then_complete(tmp_path: Path, number: int, code: int
     assert manifest.list_done(str(output)).keys() == manifest.list_done(str(undisturbed)).keys()
     contents = [[d.content for d in manifest.list_done(str(o)).values()] for o in (output, undisturbed)]
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0, 1.5])
+def test_an_end_while_ray_starts_is_a_stop_as_any_other(tmp_path: Path, seconds: float) -> None:
+    process = _start(tmp_path)
+    starting, deadline = psutil.Process(process.pid), time.monotonic() + 60
+    while not any(child.name() == "raylet" for child in starting.children()):
+        assert time.monotonic() < deadline, "Ray was not started within a minute"
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert len(manifest.list_done(str(tmp_path))) < 12
 
 
 def test_a_run_under_way_is_seen_and_a_finished_one_leaves_nothing(

@@ -54,3 +54,10 @@ def test_what_killed_owners_left_is_swept_and_nothing_else(tmp_path: Path) -> No
             assert scratch.sweep() == 1
             assert mine.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["pairmill-bench-1"]
+
+
+def test_a_folder_that_goes_while_another_process_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([tmp_path / f"{scratch.PREFIX}gone"]))
+    assert scratch.sweep() == 0

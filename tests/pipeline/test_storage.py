@@ -71,6 +71,13 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_sweeping_beside_a_run_that_gives_its_file_its_name(tmp_path: Path) -> None:
+    (tmp_path / f".f{storage.TEMP_MARK}1").symlink_to("renamed")  # listed, and not there to be looked at
+    (tmp_path / f".f{storage.TEMP_MARK}2").write_bytes(b"half")
+    storage.sweep_temporary(str(tmp_path), older_than=-1)
+    assert [p.name for p in tmp_path.iterdir()] == [f".f{storage.TEMP_MARK}1"]
+
+
 def test_stage_on_s3(bucket: str, tmp_path: Path) -> None:
     with session.shared_session():
         remote, local = f"{bucket}/stage", str(tmp_path / "stage")
