@@ -115,7 +115,11 @@ def test_killed_anywhere_it_completes_to_the_same_bytes(
     rng = random.Random(int(number))
     command = [sys.executable, "-m", "jobs.cli", "run", str(chain)]
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=dict(os.environ))
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], env=dict(os.environ),
+            # else, in the background of a shell without job control, Ctrl-C is ignored here
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         time.sleep(rng.uniform(8, 25))
         process.send_signal(number)
         assert process.wait(timeout=90) in (75, 0, -signal.SIGKILL)

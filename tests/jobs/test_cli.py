@@ -123,7 +123,9 @@ def test_a_folder_that_hides_our_package_is_noticed(tmp_path: Path) -> None:
 
 def _signalled(before: str, *words: str) -> subprocess.CompletedProcess[str]:
     """A command of its own, after some lines of Python."""
-    script = f"import os, signal, sys\n{before}\nfrom jobs.cli import entry\nentry()"
+    # a shell without job control has what it starts in the background ignore Ctrl-C
+    listening = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{listening}\n{before}\nfrom jobs.cli import entry\nentry()"
     return subprocess.run(
         [sys.executable, "-c", script, *words], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
