@@ -60,6 +60,9 @@ def execute(
     )
     with stop_signals() as early, beating as beat, ray_session(options.ray), stop_signals() as stop:
         stop += early
+        if early:
+            # what Ray's C++ part does at SIGTERM has the process aborted unless it is gone within 3 seconds
+            signal.alarm(0)
         Execution(stage, output, options, plan, summary, progress, stop, lock, beat).run()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -71,8 +70,6 @@ def _without_its_sigterm() -> Iterator[None]:
         yield
     finally:
         setattr(utils, name, before)
-        # Ray's C++ part has one too, which has the process aborted unless it is gone within 3 seconds
-        signal.alarm(0)
 
 
 class Worker:
