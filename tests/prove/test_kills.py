@@ -5,6 +5,7 @@ Afterwards the same command completes: nothing lost, nothing twice, the bytes of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -45,26 +46,35 @@ def ray_workers(process: psutil.Process) -> list[psutil.Process]:
 
 
 class Killer(threading.Thread):
-    """Kills some worker of this process's Ray at random moments, `KILLS` times."""
+    """Kills some worker of this process's Ray `KILLS` times, each a moment after so many units stand as
+    chance says. The clock alone would come too late on a quiet machine."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, output: str) -> None:
         super().__init__(daemon=True)
-        self.rng, self.killed, self.over = rng, 0, threading.Event()
+        self.rng, self.output = rng, output
+        self.killed, self.over = 0, threading.Event()
 
     def run(self) -> None:
         me = psutil.Process()
-        while self.killed < KILLS and not self.over.wait(self.rng.uniform(0.0, 0.6)):
-            workers = ray_workers(me)
-            if workers:
-                self.rng.choice(workers).kill()
-                self.killed += 1
+        # two units at least are left then
+        for units in sorted(self.rng.sample(range(UNITS - 2), KILLS)):
+            moment = self.rng.uniform(0.0, 0.05)
+            while not self.over.wait(0.005):
+                if len(manifest.list_done(self.output)) < units or not ray_workers(me):
+                    continue
+                self.over.wait(moment)
+                if workers := ray_workers(me):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        self.rng.choice(workers).kill()
+                        self.killed += 1
+                        break
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_workers_are_killed(
     name: str, seed: int, undisturbed: World, output: str, figures: Figures, clock: float
 ) -> None:
-    killer = Killer(random.Random(f"{name} {seed}"))
+    killer = Killer(random.Random(f"{name} {seed}"), output)
     killer.start()
     summary = run_stage(undisturbed.stage(name), output, RunOptions(workers=2))
     killer.over.set()
